@@ -1,0 +1,345 @@
+"""Exact softmax attention: the front door, the dense reference, and the choice between implementations."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import dropout
+from .biases import as_biases
+from .blockwise import blockwise_attention
+from .masks import Causal, Dense, Full, Keys, Lengths, Mask, Segments, Window
+from .tile import Tile
+
+IMPLEMENTATIONS = ("reference", "blockwise", "xla", "cudnn")
+
+# Up to this many scores a head the dense form is one small tile and wins (benchmarks/README.md, "Small inputs").
+DENSE_SCORES = 128 * 128
+
+
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | None = None,
+    return_residual: bool = False,
+    key_mask=None,
+    query_segment_ids=None,
+    key_segment_ids=None,
+    query_positions=None,
+    key_positions=None,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    rng=None,
+    block_sizes: tuple[int, int] | None = None,
+):
+    """Exact softmax attention over the keys each query may see.
+
+        out_i = sum_j p_ij v_j,   p_i = softmax_j(change(scale * q_i . k_j)) over the j that are allowed
+
+    Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762, eq. 1, with grouped heads (Ainslie et al. 2023,
+    arXiv:2305.13245). A superset of `jax.nn.dot_product_attention`: the same call gives the same result, but for rows
+    with nothing to attend, which are exactly 0 here (jax.nn gives the mean of the values).
+
+    `change` is: soft cap, then the bias array, then `Bias` objects in their order. Everything that restricts (mask,
+    is_causal, lengths, window, key_mask, segments) is combined by "and". Keys that no query may see by key_mask,
+    lengths, padding segments or the mask array may hold anything, NaN included.
+
+    Cost, dense ("reference", "xla"): time and memory O(T S). Blockwise: time O(live blocks), which is O(T S) for full
+    and causal and O(T W) for a window W; memory O(T + S), forward and backward.
+
+    Args:
+      query: `[..., T, N, H]`.
+      key: `[..., S, K, H]`, K divides N; query head n reads key head n // (N / K).
+      value: `[..., S, K, Hv]`.
+      bias: float array that broadcasts to `[..., N, T, S]`, a `Bias`, a function (score, query position, key position,
+        head) -> score, or a list of those with an array first. Added to, or applied on, scaled scores.
+      mask: bool array that broadcasts to `[..., N, T, S]`, True = may attend, or a `Mask`.
+      scale: factor on the scores; None = H ** -0.5.
+      is_causal: query i sees key j iff key_position[j] <= query_position[i].
+      query_seq_lengths: int `[...]`; rows from there on are 0.
+      key_value_seq_lengths: int `[...]`; keys from there on are hidden.
+      local_window_size: keys each query sees on (left, right), both inclusive; an int means both sides.
+      implementation: "reference" or "xla" (dense), "blockwise", "cudnn" (jax.nn's kernel, plain arguments only), or
+        None: dense where T * S is at most 128 * 128, else blockwise.
+      return_residual: also return the log-sum-exp of each row's scores.
+      key_mask: bool `[..., S]`, True = real token.
+      query_segment_ids: int `[..., T]`; a query sees keys of its own segment. Negative = padding, whose rows are 0.
+      key_segment_ids: int `[..., S]`.
+      query_positions: int `[..., T]`, default 0 .. T-1. Steer is_causal, local_window_size, `Mask` and `Bias` objects,
+        not mask arrays or lengths. With positions given, blocks are no longer skipped by their place.
+      key_positions: int `[..., S]`, default 0 .. S-1.
+      softcap: scores become softcap * tanh(score / softcap).
+      dropout_rate: each weight is zeroed with this probability, the others grow by 1 / (1 - rate). The same pairs in
+        every implementation.
+      rng: a `jax.random.key`, wanted with dropout.
+      block_sizes: (queries, keys) a block of the blockwise form; None = chosen from the mask.
+
+    Returns:
+      `[..., T, N, Hv]` in query's dtype; with return_residual a pair with the log-sum-exp `[..., T, N]` in float32
+      (float64 for float64), -inf for rows with nothing to attend. Scores and softmax are in that dtype too.
+
+    Raises:
+      ValueError: shapes, dtypes or values that do not fit, naming the argument.
+      NotImplementedError: a combination that the chosen implementation lacks.
+
+    >>> q = k = v = jnp.ones((1, 5, 2, 4))
+    >>> dot_product_attention(q, k, v, is_causal=True).shape
+    (1, 5, 2, 4)
+    """
+    query, key, value = (jnp.asarray(x) for x in (query, key, value))
+    check_arrays(query, key, value)
+    lead, (T, N, H), S = query.shape[:-3], query.shape[-3:], key.shape[-3]
+    _check_choices(implementation, dropout_rate, rng, softcap, block_sizes)
+    if implementation == "cudnn":
+        ours = dict(key_mask=key_mask, query_segment_ids=query_segment_ids, query_positions=query_positions,
+                    key_positions=key_positions, softcap=softcap, dropout_rate=dropout_rate or None,
+                    block_sizes=block_sizes)  # fmt: skip
+        return _cudnn(
+            *(query, key, value, bias, mask, ours),
+            scale=scale, is_causal=is_causal, query_seq_lengths=query_seq_lengths, return_residual=return_residual,
+            key_value_seq_lengths=key_value_seq_lengths, local_window_size=local_window_size,
+        )  # fmt: skip
+    bias, biases = as_biases(bias, N)
+    if bias is not None:
+        bias = _at_least_3d(bias)
+        check_broadcast("bias", bias.shape, (*lead, N, T, S))
+    positions = (
+        check_vector("query_positions", query_positions, lead, T),
+        check_vector("key_positions", key_positions, lead, S),
+    )
+    parts = _restrictions(
+        lead, N, T, S, mask, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size, key_mask,
+        query_segment_ids, key_segment_ids,
+    )  # fmt: skip
+    query, key, value = _blank_hidden(query, key, value, parts)
+    mask = functools.reduce(operator.and_, parts) if parts else Full()
+    if mask.num_heads not in (None, N):
+        raise ValueError(f"mask: wanted a pattern for N = {N} query heads, got one for {mask.num_heads}")
+    if implementation is None:
+        dense = block_sizes is None and T * S <= DENSE_SCORES
+    else:
+        dense = implementation != "blockwise"
+    if dense and block_sizes is not None:
+        raise ValueError("block_sizes: only the blockwise implementation has blocks, got them with a dense one")
+    options: dict[str, Any] = {} if dense else {"sizes": block_sizes}
+    out, residual = (reference_attention if dense else blockwise_attention)(
+        query, key, value, mask, bias, biases, positions,
+        scale=H**-0.5 if scale is None else scale, softcap=softcap, dropout_rate=float(dropout_rate),
+        rng=rng if dropout_rate else None, **options,
+    )  # fmt: skip
+    return (out, residual) if return_residual else out
+
+
+def reference_attention(query, key, value, mask, bias, biases, positions, *, scale, softcap, dropout_rate, rng):
+    """The definition, densely: one tile that holds all scores. Same arguments and results as `blockwise_attention`."""
+    *lead, T, N, H = query.shape
+    S, K, Hv = value.shape[-3:]
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = query.reshape(*lead, T, K, N // K, H).astype(accumulate) * jnp.asarray(scale, accumulate)
+    score = jnp.einsum("...tkgh,...skh->...kgts", grouped, key.astype(accumulate)).reshape(*lead, N, T, S)
+    batch = jnp.arange(int(np.prod(lead))).reshape(*lead, 1, 1, 1)
+    tile = Tile(0, T, 0, S, 0, N, batch, *positions)
+    if softcap is not None:
+        score = softcap * jnp.tanh(score / softcap)
+    if bias is not None:
+        score = score + bias.astype(accumulate)
+    for change in biases:
+        score = change.apply(score, tile)
+    score = jnp.where(mask.allows(tile), score, -jnp.inf)
+    top = jax.lax.stop_gradient(score.max(-1, keepdims=True, initial=-jnp.inf))
+    top = jnp.where(top == -jnp.inf, 0, top)
+    weight = jnp.exp(score - top)
+    total = weight.sum(-1, keepdims=True)
+    empty = total == 0
+    seen = jnp.where(empty, 1, total)
+    weight = weight / seen
+    if rng is not None:
+        keep = dropout.keep(dropout.seeds(rng), dropout_rate, tile, N)
+        weight = jnp.where(keep, weight / (1 - dropout_rate), 0)
+    weight = weight.reshape(*lead, K, N // K, T, S)
+    out = jnp.einsum("...kgts,...skh->...tkgh", weight, value.astype(accumulate)).reshape(*lead, T, N, Hv)
+    residual = jnp.where(empty, -jnp.inf, top + jnp.log(seen))[..., 0]
+    return out.astype(query.dtype), jnp.swapaxes(residual, -1, -2)
+
+
+def _restrictions(
+    lead, N, T, S, mask, is_causal, query_lengths, key_lengths, window, key_mask, query_segment_ids, key_segment_ids
+) -> list[Mask]:
+    """Everything that limits who sees whom, as masks."""
+    parts = []
+    if mask is not None:
+        part = mask if isinstance(mask, Mask) else Dense(mask)
+        if isinstance(part, Dense):
+            check_broadcast("mask", part.array.shape, (*lead, N, T, S))
+        parts.append(part)
+    if is_causal:
+        parts.append(Causal())
+    if window is not None:
+        left, right = (window, window) if isinstance(window, int) else window
+        if min(left, right) < 0:
+            raise ValueError(f"local_window_size: wanted sizes >= 0, got {window}")
+        parts.append(Window(left, right))
+    if query_lengths is not None or key_lengths is not None:
+        lengths = (query_lengths, "query_seq_lengths"), (key_lengths, "key_value_seq_lengths")
+        parts.append(Lengths(*(check_vector(name, x, lead, None) for x, name in lengths)))
+    if key_mask is not None:
+        parts.append(Keys(check_vector("key_mask", key_mask, lead, S, dtype=bool)))
+    if (segments := check_segments(query_segment_ids, key_segment_ids, lead, T, S)) is not None:
+        parts.append(segments)
+    return parts
+
+
+def _blank_hidden(query, key, value, parts):
+    """Zeroes keys, values and queries that the caller called padding, so that nothing they hold can spread."""
+    hidden_key, hidden_query = [], []
+    for part in parts:
+        if isinstance(part, Keys):
+            hidden_key.append(~part.key_mask)
+        elif isinstance(part, Segments):
+            hidden_query.append(part.query_ids < 0)
+            hidden_key.append(part.key_ids < 0)
+        elif isinstance(part, Lengths):
+            for length, hidden, x in ((part.query_lengths, hidden_query, query), (part.key_lengths, hidden_key, key)):
+                if length is not None:
+                    hidden.append(jnp.arange(x.shape[-3]) >= length[..., None])
+        elif isinstance(part, Dense):
+            hidden_key.append(~part.array.any((-3, -2)))
+
+    def blank(x, hidden):
+        if not hidden:
+            return x
+        hidden = functools.reduce(operator.or_, hidden)
+        return jnp.where(hidden[..., None, None], jnp.zeros((), x.dtype), x)
+
+    return blank(query, hidden_query), blank(key, hidden_key), blank(value, hidden_key)
+
+
+def check_arrays(query, key, value):
+    """Raises ValueError unless query, key and value fit each other as `[..., T, N, H]`, `[..., S, K, H(v)]`."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim < 3:
+            raise ValueError(f"{name}: wanted [..., length, heads, width], got shape {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: wanted a float dtype, got {x.dtype}")
+        if x.dtype != query.dtype:
+            raise ValueError(f"{name}: wanted query's dtype {query.dtype}, got {x.dtype}")
+        if x.shape[:-3] != query.shape[:-3]:
+            raise ValueError(f"{name}: wanted query's batch dimensions {query.shape[:-3]}, got {x.shape[:-3]}")
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key: wanted query's head width {query.shape[-1]}, got {key.shape[-1]}")
+    if value.shape[-3:-1] != key.shape[-3:-1]:
+        raise ValueError(f"value: wanted key's [S, K] = {key.shape[-3:-1]}, got {value.shape[-3:-1]}")
+    if query.shape[-3] == 0 or key.shape[-3] == 0:
+        raise ValueError(f"query, key: wanted lengths of at least 1, got T = {query.shape[-3]}, S = {key.shape[-3]}")
+    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
+        raise ValueError(f"key: wanted a number of heads that divides query's {query.shape[-2]}, got {key.shape[-2]}")
+
+
+def check_vector(name, x, lead, length, dtype=int):
+    """`x` as an array `[..., length]` (`[...]` for length None) of ints or bools whose batch broadcasts to `lead`."""
+    if x is None:
+        return None
+    x = jnp.asarray(x)
+    if x.dtype != bool if dtype is bool else not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name}: wanted {'bools' if dtype is bool else 'integers'}, got dtype {x.dtype}")
+    wanted = lead if length is None else (*lead, length)
+    if length is not None and (x.ndim == 0 or x.shape[-1] != length):
+        raise ValueError(f"{name}: wanted shape {wanted}, got {x.shape}")
+    check_broadcast(name, x.shape, wanted)
+    return x
+
+
+def check_segments(query_segment_ids, key_segment_ids, lead, T, S) -> Segments | None:
+    """Both kinds of ids as a mask, or None if neither is given."""
+    if query_segment_ids is None and key_segment_ids is None:
+        return None
+    if query_segment_ids is None or key_segment_ids is None:
+        missing = "query_segment_ids" if query_segment_ids is None else "key_segment_ids"
+        raise ValueError(
+            f"{missing}: wanted together with its partner, got None (pass the same array for self-attention)"
+        )
+    return Segments(
+        check_vector("query_segment_ids", query_segment_ids, lead, T),
+        check_vector("key_segment_ids", key_segment_ids, lead, S),
+    )
+
+
+def check_broadcast(name, shape, wanted):
+    """Raises ValueError unless `shape` broadcasts to exactly `wanted`."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    if len(shape) > len(wanted) or any(a not in (1, b) for a, b in pairs):
+        raise ValueError(f"{name}: wanted a shape that broadcasts to {tuple(wanted)}, got {tuple(shape)}")
+
+
+def _check_choices(implementation, dropout_rate, rng, softcap, block_sizes):
+    if implementation == "pallas":
+        raise NotImplementedError("implementation: 'pallas' kernels do not exist yet; use 'blockwise' or None")
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation: wanted None or one of {IMPLEMENTATIONS}, got {implementation!r}")
+    check_dropout(dropout_rate, rng)
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap: wanted a positive number or None, got {softcap}")
+    if block_sizes is not None and (len(block_sizes) != 2 or min(block_sizes) < 1):
+        raise ValueError(f"block_sizes: wanted two positive sizes (queries, keys), got {block_sizes}")
+
+
+def check_dropout(dropout_rate, rng):
+    """Raises ValueError unless the rate is in [0, 1) and comes with a typed key if it is not 0."""
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate: wanted a number in [0, 1), got {dropout_rate}")
+    if dropout_rate and rng is None:
+        raise ValueError("rng: wanted a jax.random.key with dropout_rate > 0, got None")
+    if rng is not None and not jnp.issubdtype(getattr(rng, "dtype", None), jax.dtypes.prng_key):
+        raise ValueError(
+            f"rng: wanted a typed key from jax.random.key, got {getattr(rng, 'dtype', type(rng).__name__)}"
+        )
+
+
+def _at_least_3d(x):
+    return x.reshape((1,) * (3 - x.ndim) + x.shape)
+
+
+def _cudnn(query, key, value, bias, mask, ours, **theirs):
+    """jax.nn's cuDNN kernel, for calls that jax.nn's own signature can express."""
+    named = sorted(name for name, x in ours.items() if x is not None)
+    if named:
+        raise NotImplementedError(f"implementation: 'cudnn' does not take {', '.join(named)}; use 'blockwise'")
+    if isinstance(mask, Mask) or (bias is not None and not hasattr(bias, "shape")):
+        raise NotImplementedError("implementation: 'cudnn' takes mask and bias as arrays only; use 'blockwise'")
+    if mask is not None or theirs["query_seq_lengths"] is not None or theirs["key_value_seq_lengths"] is not None:
+        raise NotImplementedError(
+            "implementation: 'cudnn' gives mean(value), not 0, for rows that a mask or lengths empty; use 'blockwise'"
+        )
+    return jax.nn.dot_product_attention(query, key, value, bias, implementation="cudnn", **theirs)
+
+
+def check_self_attention(query, key, value):
+    """`check_arrays`, and as many keys as queries."""
+    check_arrays(query, key, value)
+    if query.shape[-3] != key.shape[-3]:
+        raise ValueError(f"key: wanted query's length {query.shape[-3]} (self-attention), got {key.shape[-3]}")
+
+
+def refuse_bias_array(bias, what):
+    """Raises NotImplementedError for a bias array, which cannot follow keys into the parts of a sparse form."""
+    parts = bias if isinstance(bias, (list, tuple)) else [bias]
+    if any(hasattr(part, "shape") for part in parts):
+        raise NotImplementedError(f"bias: {what} takes Bias objects or functions of positions, got an array")
+
+
+def split_rng(rng, parts):
+    return [None] * parts if rng is None else list(jax.random.split(rng, parts))

@@ -1,0 +1,193 @@
+"""Longformer: a sliding window for every token, and a few global tokens that see and are seen by all."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from .biases import Bias
+from .dot_product import (
+    check_arrays,
+    check_dropout,
+    check_segments,
+    check_self_attention,
+    check_vector,
+    dot_product_attention,
+    refuse_bias_array,
+    split_rng,
+)
+from .masks import Dilated, Mask, PerHead, Window
+from .merge import merge
+
+
+def longformer_attention(
+    query,
+    key,
+    value,
+    *,
+    window: int,
+    dilation: int | tuple[int, ...] = 1,
+    causal: bool = False,
+    global_positions=None,
+    global_query=None,
+    global_key=None,
+    global_value=None,
+    key_mask=None,
+    query_segment_ids=None,
+    key_segment_ids=None,
+    bias: Bias | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    rng=None,
+    implementation: str | None = None,
+):
+    """Sliding-window attention with global tokens.
+
+        ordinary i:  softmax over {j : |i - j| <= window * dilation, (i - j) % dilation == 0} + {global j}, each once
+        global i:    softmax over all j, with the global_* projections
+
+    Beltagy et al. 2020, "Longformer", arXiv:2004.05150, section 3 and the authors' code: an ordinary row is one softmax
+    over window and global keys with the ordinary projections; a global row is computed apart. The paper's w is
+    2 * window, its Q_g, K_g, V_g are global_query, global_key, global_value. `causal` hides later keys from both.
+
+    Time O(T (window * dilation + G)), memory O(T), for G global slots. With dilation the blocks of the whole reach are
+    visited.
+
+    Args:
+      query: `[..., T, N, H]`. This is self-attention: S = T.
+      key: `[..., T, K, H]`.
+      value: `[..., T, K, Hv]`.
+      window: tokens on each side.
+      dilation: gap between window keys, one int or one a head.
+      causal: hide keys after the query.
+      global_positions: int `[..., G]`, may be traced; -1 = unused slot. Order and repetition do not matter.
+      global_query: `[..., T, N, H]`, used in rows of global tokens; None = query.
+      global_key: `[..., T, K, H]`, seen by global tokens; None = key.
+      global_value: `[..., T, K, Hv]`; None = value.
+      key_mask: bool `[..., T]`, True = real token. Rows of masked tokens are unspecified.
+      query_segment_ids: int `[..., T]`, packed documents; negative = padding.
+      key_segment_ids: int `[..., T]`.
+      bias: `Bias`, function or list of them, as in `dot_product_attention`; an array only without global tokens.
+      scale: None = H ** -0.5.
+      dropout_rate: dropout on the weights.
+      rng: a `jax.random.key`, wanted with dropout.
+      implementation: of the exact attention underneath.
+
+    Returns:
+      `[..., T, N, Hv]` in query's dtype.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+      NotImplementedError: a bias array together with global tokens.
+
+    >>> x = jnp.ones((1, 16, 2, 4))
+    >>> longformer_attention(x, x, x, window=2, global_positions=jnp.array([0])).shape
+    (1, 16, 2, 4)
+    """
+    query, key, value = (jnp.asarray(x) for x in (query, key, value))
+    check_self_attention(query, key, value)
+    check_dropout(dropout_rate, rng)
+    *lead, T, N, _ = query.shape
+    key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
+    check_segments(query_segment_ids, key_segment_ids, lead, T, T)
+    if key_mask is not None:
+        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    rngs = split_rng(rng, 3)
+    shared = dict(bias=bias, scale=scale, dropout_rate=dropout_rate, implementation=implementation)
+    segments = dict(query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
+    pattern = window_pattern(window, dilation, N, causal)
+    if global_positions is None:
+        given = {"global_query": global_query, "global_key": global_key, "global_value": global_value}
+        for name, x in given.items():
+            if x is not None:
+                raise ValueError(f"{name}: wanted together with global_positions, got global_positions=None")
+        return dot_product_attention(
+            query, key, value, mask=pattern, key_mask=key_mask, rng=rngs[0], **segments, **shared
+        )
+    refuse_bias_array(bias, "global tokens")
+    slots, used = _slots(global_positions, lead, T)
+    at_slot = slots[..., :, None] == jnp.arange(T)  # [..., G, T]
+    at_slot = at_slot & used[..., None]
+    is_global = at_slot.any(-2)
+    real = jnp.ones((*lead, T), bool) if key_mask is None else jnp.broadcast_to(key_mask, (*lead, T))
+
+    local = dot_product_attention(
+        query, key, value, mask=pattern, key_mask=real & ~is_global, return_residual=True, rng=rngs[0],
+        **segments, **shared,
+    )  # fmt: skip
+    slot_ids = _gather_ids(segments, slots)
+    to_global = dot_product_attention(
+        query, _gather(key, slots), _gather(value, slots),
+        is_causal=causal, key_positions=slots, key_mask=used & jnp.take_along_axis(real, slots, -1),
+        query_segment_ids=query_segment_ids, key_segment_ids=slot_ids["key_segment_ids"],
+        return_residual=True, rng=rngs[1], **shared,
+    )  # fmt: skip
+    out, _ = merge(*zip(local, to_global, strict=True))
+
+    global_query, global_key, global_value = _global_arrays(
+        (global_query, global_key, global_value), (query, key, value), key_mask
+    )
+    from_global = dot_product_attention(
+        _gather(global_query, slots), global_key, global_value,
+        is_causal=causal, query_positions=slots, key_mask=real,
+        query_segment_ids=slot_ids["query_segment_ids"], key_segment_ids=key_segment_ids, rng=rngs[2], **shared,
+    )  # fmt: skip
+    row = _gather(from_global, at_slot.argmax(-2))  # each token's slot; any where it has none
+    return jnp.where(is_global[..., None, None], row, out)
+
+
+def window_pattern(window: int, dilation: int | tuple[int, ...], num_heads: int, causal: bool) -> Mask:
+    """Longformer's window as a mask; heads may differ in dilation."""
+    if not isinstance(window, (int, np.integer)) or window < 0:
+        raise ValueError(f"window: wanted an int >= 0 (tokens on each side), got {window!r}")
+
+    def one(d):
+        if not isinstance(d, (int, np.integer)) or d < 1:
+            raise ValueError(f"dilation: wanted an int >= 1 or one a head, got {dilation!r}")
+        right = 0 if causal else int(window)
+        return Window(int(window), right) if d == 1 else Dilated(int(window), right, int(d))
+
+    if isinstance(dilation, (int, np.integer)):
+        return one(dilation)
+    if len(dilation) != num_heads:
+        raise ValueError(f"dilation: wanted one for each of {num_heads} heads, got {len(dilation)}")
+    return PerHead([one(d) for d in dilation])
+
+
+def _slots(positions, lead, T):
+    """Sorted slots clipped into range `[*lead, G]`, and which of them count: used, and not a repetition."""
+    positions = jnp.asarray(positions)
+    if positions.ndim == 0 or not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise ValueError(f"global_positions: wanted ints [..., G], got {positions.dtype} of shape {positions.shape}")
+    check_vector("global_positions", positions, lead, positions.shape[-1])
+    slots = jnp.sort(jnp.broadcast_to(positions, (*lead, positions.shape[-1])), axis=-1)
+    first = jnp.concatenate([jnp.ones_like(slots[..., :1], bool), slots[..., 1:] != slots[..., :-1]], axis=-1)
+    return jnp.clip(slots, 0, T - 1), (slots >= 0) & (slots < T) & first
+
+
+def _gather(x, slots):
+    """`x[..., slots, :, :]` for `x [..., T, N, H]` and slots `[..., G]`."""
+    return jnp.take_along_axis(x, slots[..., None, None], axis=-3)
+
+
+def _gather_ids(segments, slots):
+    def gather(ids):
+        return (
+            None
+            if ids is None
+            else jnp.take_along_axis(jnp.broadcast_to(ids, (*slots.shape[:-1], ids.shape[-1])), slots, -1)
+        )
+
+    return {name: gather(ids) for name, ids in segments.items()}
+
+
+def _global_arrays(given, default, key_mask):
+    """The global projections, each falling back to the ordinary one."""
+    query, key, value = (d if g is None else jnp.asarray(g) for g, d in zip(given, default, strict=True))
+    for name, x, d in zip(("query", "key", "value"), (query, key, value), default, strict=True):
+        if x.shape != d.shape or x.dtype != d.dtype:
+            raise ValueError(f"global_{name}: wanted {name}'s {d.shape} {d.dtype}, got {x.shape} {x.dtype}")
+    check_arrays(query, key, value)
+    if key_mask is not None:
+        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    return query, key, value

@@ -1,0 +1,140 @@
+"""The static plan of a blockwise pass: which (query block, key block) pairs a mask keeps alive.
+
+Built by descending a quadtree over the score matrix. A square that the mask calls empty is dropped whole, one that it
+calls full is never asked again, so the time follows the live blocks and nothing of size T x S exists.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from .masks import Mask
+from .tile import EMPTY, FULL, PARTIAL, Ranges
+
+# Cost of visiting one block, in score elements, on top of the block's own elements. Measured on two CPU cores:
+# benchmarks/README.md, "Block sizes".
+VISIT_COST = 8192
+BLOCK_SIZES = ((512, 512), (256, 256), (128, 128))
+
+
+class Plan(NamedTuple):
+    """Live pairs as arrays: query block, key block, whether the whole block is allowed. Sorted by (query, key)."""
+
+    query_block: np.ndarray
+    key_block: np.ndarray
+    full: np.ndarray
+
+
+class Lists(NamedTuple):
+    """Live pairs grouped by one axis: those of block i are `other[starts[i] : starts[i + 1]]`, full ones first.
+
+    Stacked over heads where heads differ: `starts [heads, blocks + 1]`, `splits [heads, blocks]`.
+    """
+
+    starts: np.ndarray
+    splits: np.ndarray
+    other: np.ndarray
+
+
+def block_start(index, size, length):
+    """Start of a block. The last one is moved back to end at `length`, so that blocks need no padding."""
+    return np.minimum(index * size, length - size)
+
+
+def num_blocks(length, size):
+    return -(-length // size)
+
+
+def fit(size, length):
+    """The largest useful block size: `size` split evenly over the blocks of `length`, in steps of 16."""
+    if length <= size:
+        return max(length, 1)
+    even = -(-length // num_blocks(length, size))
+    return min(-(-even // 16) * 16, length)
+
+
+def plan(mask: Mask, T: int, S: int, block_q: int, block_k: int, *, by_index: bool = True) -> Plan:
+    """Lists the blocks of a `[T, S]` score matrix in which `mask` may be True, in time ~ their number.
+
+    Args:
+      mask: the pattern of one head (`Mask.for_head`).
+      T: number of queries.
+      S: number of keys.
+      block_q: queries a block.
+      block_k: keys a block.
+      by_index: whether positions are the plain indices; if not, what depends on positions is unknown.
+    """
+    nq, nk = num_blocks(T, block_q), num_blocks(S, block_k)
+    scale = 1 << (max(nq, nk, 1) - 1).bit_length()
+    q, k, state = np.zeros(1, np.int64), np.zeros(1, np.int64), np.full(1, PARTIAL, np.int8)
+    while True:
+        inside = (q * scale < nq) & (k * scale < nk)
+        q, k, state = q[inside], k[inside], state[inside]
+        state = state.copy()
+        unsure = state != FULL
+        state[unsure] = mask.classify(_corners(q[unsure], k[unsure], scale, T, S, block_q, block_k, by_index))
+        live = state != EMPTY
+        q, k, state = q[live], k[live], state[live]
+        if scale == 1:
+            break
+        scale //= 2
+        q = (q[:, None] * 2 + np.array([0, 0, 1, 1])).ravel()
+        k = (k[:, None] * 2 + np.array([0, 1, 0, 1])).ravel()
+        state = np.repeat(state, 4)
+    order = np.lexsort((k, q))
+    q, k, state = q[order], k[order], state[order]
+    # Blocks that were moved back overlap their neighbour: elementwise masking keeps the overlap from counting twice.
+    moved = (q * block_q > T - block_q) | (k * block_k > S - block_k)
+    return Plan(q.astype(np.int32), k.astype(np.int32), (state == FULL) & ~moved)
+
+
+def _corners(q, k, scale, T, S, block_q, block_k, by_index):
+    q_lo, k_lo = block_start(q * scale, block_q, T), block_start(k * scale, block_k, S)
+    q_hi = np.minimum((q + 1) * scale * block_q, T) - 1
+    k_hi = np.minimum((k + 1) * scale * block_k, S) - 1
+    return Ranges(q_lo, q_hi, k_lo, k_hi, by_index)
+
+
+def plans(mask: Mask, T: int, S: int, block_q: int, block_k: int, *, by_index: bool = True) -> list[Plan]:
+    """One plan a head, or a single one if all heads share the pattern."""
+    make = functools.partial(plan, T=T, S=S, block_q=block_q, block_k=block_k, by_index=by_index)
+    return [make(mask.for_head(n)) for n in range(mask.num_heads or 1)]
+
+
+def lists(head_plans: list[Plan], blocks: int, *, by: str) -> Lists:
+    """Groups the pairs by query block (`by="query"`) or by key block (`by="key"`), full ones first in each group."""
+    starts, splits, others, offset = [], [], [], 0
+    for p in head_plans:
+        major, minor = (p.query_block, p.key_block) if by == "query" else (p.key_block, p.query_block)
+        order = np.lexsort((minor, ~p.full, major))
+        major, minor, full = major[order], minor[order], p.full[order]
+        start = offset + np.searchsorted(major, np.arange(blocks + 1), "left")
+        starts.append(start)
+        splits.append(start[:-1] + np.bincount(major[full], minlength=blocks)[:blocks])
+        others.append(minor)
+        offset += len(minor)
+    return Lists(np.stack(starts).astype(np.int32), np.stack(splits).astype(np.int32), np.concatenate(others))
+
+
+def cost(head_plans: list[Plan], block_q: int, block_k: int) -> int:
+    """Estimated work of the plans: elements visited plus a fixed cost a visit."""
+    return sum(len(p.full) for p in head_plans) * (block_q * block_k + VISIT_COST)
+
+
+def choose_block_sizes(mask: Mask, T: int, S: int, *, by_index: bool = True) -> tuple[int, int]:
+    """The block sizes of least estimated cost. Smaller ones are tried only where partial blocks are the most."""
+    best, least = None, None
+    for sizes in BLOCK_SIZES:
+        sizes = fit(sizes[0], T), fit(sizes[1], S)
+        if sizes == best:
+            continue
+        head_plans = plans(mask, T, S, *sizes, by_index=by_index)
+        total = cost(head_plans, *sizes)
+        if least is None or total < least:
+            best, least = sizes, total
+        if 2 * sum(p.full.sum() for p in head_plans) >= sum(len(p.full) for p in head_plans):
+            break
+    return best

@@ -1,0 +1,22 @@
+"""Settings every test shares."""
+
+import os
+
+# Compiling is most of the cost of these tests: XLA's cheap optimisation level. Set before jax starts its backend.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def rng():
+    return jax.random.key(0)
+
+
+def pytest_collection_modifyitems(items):
+    if jax.default_backend() != "gpu":
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
