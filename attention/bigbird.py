@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .biases import Bias
-from .dot_product import check_dropout, check_self_attention, check_vector, dot_product_attention
+from .checks import check_dropout, check_self_attention, check_vector
+from .dot_product import dot_product_attention
 from .masks import Causal, Global, Mask, RandomBlocks
 
 
@@ -195,7 +196,7 @@ def _check_blocks(random_blocks, num_heads, n, num_global_blocks):
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     if (seen & (blocks >= 0)).any() or repeated.any():
         raise NotImplementedError(
-            "random_blocks: a block listed twice, or one that is window or global already, would have to count twice as "
-            "in the authors' code; that is not there yet, list each block once"
+            "random_blocks: a block listed twice, or one that is window or global already, would have to count twice, "
+            "as in the authors' code; that is not there yet, list each block once"
         )
     return blocks

@@ -21,8 +21,10 @@ from . import dropout, schedule
 from .masks import Mask
 from .tile import Tile
 
-# Scores held at once; about what two cores keep in cache. Measured: benchmarks/README.md, "Heads at a time".
-SCORES_AT_ONCE = 1 << 18
+# Scores held at once: what a CPU core keeps in cache (measured: benchmarks/README.md, "Blocks"); elsewhere, enough to
+# fill the device.
+SCORES_AT_ONCE = {"cpu": 1 << 15}
+SCORES_AT_ONCE_ELSEWHERE = 1 << 24
 
 
 class Extras(NamedTuple):
@@ -99,7 +101,7 @@ def blockwise_attention(query, key, value, mask, bias, biases, positions, *, sca
 
 
 def _heads_at_once(K, scores_a_head):
-    wanted = max(SCORES_AT_ONCE // scores_a_head, 1)
+    wanted = max(SCORES_AT_ONCE.get(jax.default_backend(), SCORES_AT_ONCE_ELSEWHERE) // scores_a_head, 1)
     return max(h for h in range(1, K + 1) if K % h == 0 and h <= wanted)
 
 

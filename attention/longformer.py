@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from .biases import Bias
-from .dot_product import (
+from .checks import (
     check_arrays,
     check_dropout,
     check_segments,
     check_self_attention,
     check_vector,
-    dot_product_attention,
     refuse_bias_array,
     split_rng,
 )
+from .dot_product import dot_product_attention
 from .masks import Dilated, Mask, PerHead, Window
 from .merge import merge
 

@@ -14,10 +14,12 @@ import numpy as np
 from .masks import Mask
 from .tile import EMPTY, FULL, PARTIAL, Ranges
 
-# Cost of visiting one block, in score elements, on top of the block's own elements. Measured on two CPU cores:
-# benchmarks/README.md, "Block sizes".
-VISIT_COST = 8192
-BLOCK_SIZES = ((512, 512), (256, 256), (128, 128))
+# Block sizes worth trying, largest first, with the time a score element takes in one, relative to the best; and the
+# cost of visiting a block, in elements. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
+ELEMENT_COST = {512: 1.6, 256: 1.2, 128: 1.0, 64: 1.0}
+VISIT_COST = 256
+# Small blocks are not worth a plan that is itself large: 2^20 pairs are 8 MB of constants.
+MAX_PAIRS = 1 << 20
 
 
 class Plan(NamedTuple):
@@ -119,22 +121,16 @@ def lists(head_plans: list[Plan], blocks: int, *, by: str) -> Lists:
     return Lists(np.stack(starts).astype(np.int32), np.stack(splits).astype(np.int32), np.concatenate(others))
 
 
-def cost(head_plans: list[Plan], block_q: int, block_k: int) -> int:
-    """Estimated work of the plans: elements visited plus a fixed cost a visit."""
-    return sum(len(p.full) for p in head_plans) * (block_q * block_k + VISIT_COST)
-
-
 def choose_block_sizes(mask: Mask, T: int, S: int, *, by_index: bool = True) -> tuple[int, int]:
-    """The block sizes of least estimated cost. Smaller ones are tried only where partial blocks are the most."""
-    best, least = None, None
-    for sizes in BLOCK_SIZES:
-        sizes = fit(sizes[0], T), fit(sizes[1], S)
-        if sizes == best:
-            continue
+    """The block sizes of least estimated time for this pattern."""
+    best, least = None, float("inf")
+    for size, element_cost in ELEMENT_COST.items():
+        sizes = fit(size, T), fit(size, S)
         head_plans = plans(mask, T, S, *sizes, by_index=by_index)
-        total = cost(head_plans, *sizes)
-        if least is None or total < least:
-            best, least = sizes, total
-        if 2 * sum(p.full.sum() for p in head_plans) >= sum(len(p.full) for p in head_plans):
+        pairs = sum(len(p.full) for p in head_plans)
+        time = pairs * (sizes[0] * sizes[1] * element_cost + VISIT_COST)
+        if time < least:
+            best, least = sizes, time
+        if 4 * pairs > MAX_PAIRS:
             break
     return best

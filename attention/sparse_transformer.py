@@ -5,15 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from .biases import Bias
-from .dot_product import (
-    check_dropout,
-    check_segments,
-    check_self_attention,
-    check_vector,
-    dot_product_attention,
-    refuse_bias_array,
-    split_rng,
-)
+from .checks import check_dropout, check_segments, check_self_attention, check_vector, refuse_bias_array, split_rng
+from .dot_product import dot_product_attention
 from .masks import Causal, Fixed, Full, Mask, Strided, Window
 from .merge import merge
 
