@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .tile import Tile
+from .tile import Tile, close_over
 
 
 class Bias:
@@ -77,16 +77,18 @@ class T5(Bias):
         _check_heads("T5.table", self.table, num_heads, rank=2)
 
     def apply(self, score, tile):
+        table = self.table.astype(score.dtype)  # here, so that a narrow table's gradient is summed in full
+
         def lookup(distance):
             bucket = t5_bucket(
                 distance,
                 bidirectional=self.bidirectional,
-                num_buckets=self.table.shape[0],
+                num_buckets=table.shape[0],
                 max_distance=self.max_distance,
             )
-            return _rows_of(self.table, bucket, tile)
+            return _rows_of(table, bucket, tile)
 
-        return score + by_distance(lookup, tile).astype(score.dtype)
+        return score + by_distance(lookup, tile)
 
 
 @_bias(data=["table"])
@@ -105,12 +107,12 @@ class Relative(Bias):
             raise ValueError(f"Relative.table: wanted an odd number of rows 2L - 1, got {self.table.shape[0]}")
 
     def apply(self, score, tile):
-        reach = self.table.shape[0] // 2
+        table, reach = self.table.astype(score.dtype), self.table.shape[0] // 2
 
         def lookup(distance):
-            return _rows_of(self.table, jnp.clip(distance, -reach, reach) + reach, tile)
+            return _rows_of(table, jnp.clip(distance, -reach, reach) + reach, tile)
 
-        return score + by_distance(lookup, tile).astype(score.dtype)
+        return score + by_distance(lookup, tile)
 
 
 @_bias(meta=["cap"])
@@ -118,6 +120,10 @@ class SoftCap(Bias):
     """`cap * tanh(score / cap)` (Gemma 2, arXiv:2408.00118)."""
 
     cap: float
+
+    def check(self, num_heads):
+        if self.cap <= 0:
+            raise ValueError(f"SoftCap.cap: wanted a positive number, got {self.cap}")
 
     def apply(self, score, tile):
         return self.cap * jnp.tanh(score / self.cap)
@@ -134,14 +140,14 @@ class ScoreFunction(Bias):
     arrays: tuple = ()
 
     def closed(self, *example):
-        fn, captured = jax.closure_convert(self.fn, *example, *self.arrays)
+        captured, fn = close_over(self.fn, *example, *self.arrays)
         return ScoreFunction(fn, (*self.arrays, *captured)) if captured else self
 
     def apply(self, score, tile):
         changed = jnp.asarray(self.fn(score, tile.query, tile.key, tile.head_index, *self.arrays))
         if jnp.broadcast_shapes(changed.shape, score.shape) != score.shape:
             raise ValueError(f"bias: wanted a function that keeps the score's shape {score.shape}, got {changed.shape}")
-        return changed.astype(score.dtype)
+        return jnp.broadcast_to(changed, score.shape).astype(score.dtype)
 
 
 def by_distance(lookup: Callable, tile: Tile):
@@ -169,6 +175,8 @@ def _rows_of(table, index, tile):
 
 
 def _check_heads(name, array, num_heads, rank):
+    if not hasattr(array, "shape"):
+        raise ValueError(f"{name}: wanted an array, got {type(array).__name__}")
     if array.ndim != rank or array.shape[-1] != num_heads:
         shape = "[N]" if rank == 1 else "[rows, N]"
         raise ValueError(f"{name}: wanted {shape} with N = {num_heads} query heads, got shape {array.shape}")
@@ -221,7 +229,7 @@ def t5_bucket(distance, *, bidirectional: bool = True, num_buckets: int = 32, ma
     side = num_buckets // 2 if bidirectional else num_buckets
     exact = side // 2
     if exact < 1 or (bidirectional and num_buckets % 2):
-        raise ValueError(f"num_buckets: wanted an even number >= {4 if bidirectional else 2}, got {num_buckets}")
+        raise ValueError(f"num_buckets: wanted {'an even number >= 4' if bidirectional else '>= 2'}, got {num_buckets}")
     if max_distance <= exact:
         raise ValueError(f"max_distance: wanted more than the {exact} exact buckets, got {max_distance}")
     distance = jnp.asarray(distance)
@@ -243,6 +251,8 @@ def as_biases(bias, num_heads: int) -> tuple[Any, tuple[Bias, ...]]:
             rest.append(part)
         elif callable(part):
             rest.append(ScoreFunction(part))
+        elif not hasattr(part, "dtype"):
+            raise ValueError(f"bias: wanted a float array, a Bias or a function, got {type(part).__name__}")
         elif n == 0:
             array = jnp.asarray(part)
         else:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .biases import Bias
-from .checks import check_dropout, check_self_attention, check_vector
+from .checks import check_dropout, check_self_attention, check_vector, quiet_padding
 from .dot_product import dot_product_attention
 from .masks import Causal, Global, Mask, RandomBlocks
 
@@ -88,8 +88,7 @@ def bigbird_attention(
             rng, N, T, block_size, num_random_blocks, num_global_blocks, causal=causal
         )
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
-    if key_mask is not None:
-        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    query = quiet_padding(query, key_mask)
     return dot_product_attention(
         query, key, value, bias,
         mask=bigbird_pattern(random_blocks, N, T, block_size, num_global_blocks, causal=causal),
@@ -102,9 +101,7 @@ def bigbird_pattern(
     random_blocks, num_heads: int, length: int, block_size: int, num_global_blocks: int = 1, *, causal: bool = False
 ) -> Mask:
     """BigBird's pattern as a mask; `random_blocks` as in `bigbird_attention`, or None."""
-    for name, x, least in (("block_size", block_size, 1), ("num_global_blocks", num_global_blocks, 0)):
-        if not isinstance(x, (int, np.integer)) or x < least:
-            raise ValueError(f"{name}: wanted an int >= {least}, got {x!r}")
+    _check_counts(block_size, num_global_blocks=num_global_blocks)
     n = -(-length // block_size)
     block = np.arange(n)
     window = np.stack([block - 1, block, block + 1], axis=-1)
@@ -152,11 +149,13 @@ def bigbird_random_blocks(
       int32 `[N, max(ceil(T / block_size) - 2, 0), R]`.
 
     Raises:
+      ValueError: a size or number that does not fit.
       NotImplementedError: rng is traced; the pattern shapes the compiled program.
 
     >>> bigbird_random_blocks(jax.random.key(0), 2, 64, 4, 3).shape
     (2, 14, 3)
     """
+    _check_counts(block_size, num_random_blocks=num_random_blocks, num_global_blocks=num_global_blocks)
     if isinstance(rng, jax.core.Tracer):
         raise NotImplementedError(
             "rng: the pattern shapes the compiled program, so a traced key cannot draw it; call bigbird_random_blocks "
@@ -164,7 +163,6 @@ def bigbird_random_blocks(
         )
     with jax.ensure_compile_time_eval():
         words = np.asarray(jax.random.bits(rng, (4,), jnp.uint32))
-    generator = np.random.default_rng(words)
     n = -(-length // block_size)
     blocks = np.full((num_heads, max(n - 2, 0), num_random_blocks), -1, np.int32)
     for row in range(blocks.shape[1]):
@@ -173,8 +171,16 @@ def bigbird_random_blocks(
         allowed = np.setdiff1d(np.arange(num_global_blocks, max(last, num_global_blocks)), [b - 1, b, b + 1])
         count = min(num_random_blocks, len(allowed))
         for head in range(num_heads):
+            # A draw of its own for each row and head: neither changes with the number of heads, nor, causal, with T.
+            generator = np.random.default_rng([*words, head, row])
             blocks[head, row, :count] = generator.choice(allowed, count, replace=False)
     return blocks
+
+
+def _check_counts(block_size, **counts):
+    for name, x, least in (("block_size", block_size, 1), *((name, x, 0) for name, x in counts.items())):
+        if not isinstance(x, (int, np.integer)) or x < least:
+            raise ValueError(f"{name}: wanted an int >= {least}, got {x!r}")
 
 
 def _check_blocks(random_blocks, num_heads, n, num_global_blocks):

@@ -23,7 +23,7 @@ from .tile import Tile
 
 # Scores held at once: what a CPU core keeps in cache (measured: benchmarks/README.md, "Blocks"); elsewhere, enough to
 # fill the device.
-SCORES_AT_ONCE = {"cpu": 1 << 15}
+SCORES_AT_ONCE = {"cpu": 1 << 18}
 SCORES_AT_ONCE_ELSEWHERE = 1 << 24
 
 
@@ -86,7 +86,7 @@ def blockwise_attention(query, key, value, mask, bias, biases, positions, *, sca
     example = Tile(0, block_q, 0, block_k, 0, heads * N // K)
     score = jnp.zeros((example.heads, block_q, block_k), accumulate)
     extras = Extras(
-        mask.map_arrays(flat),
+        mask.closed(example.query, example.key).map_arrays(flat),
         None if bias is None else flat(bias, 3),
         tuple(b.closed(score, example.query, example.key, example.head_index) for b in biases),
         *(None if p is None else flat(p, 1) for p in positions),
@@ -225,7 +225,8 @@ def _backward(p, saved, cotangents):
                 d_query = _put(d_query, _block(d_query, start_q, p.block_q) + dq, start_q)
                 if d_bias is not None:
                     d_bias = _add_part(d_bias, d_part, (c // p.chunks, head, start_q, start_k))
-                return dk, dv, d_query, d_bias, jax.tree.map(jnp.add, d_floats, d_more)
+                d_floats = jax.tree.map(lambda d, more: d + more.astype(d.dtype), d_floats, d_more)
+                return dk, dv, d_query, d_bias, d_floats
 
             d_key, d_value, *rest = state
             dk, dv, *rest = _over_live(p.by_key, plan, j, visit, (jnp.zeros_like(k), jnp.zeros_like(v), *rest))
@@ -333,8 +334,9 @@ def _put(whole, x, start):
 
 def _add_part(whole, part, starts):
     """Adds `part` into `whole [B or 1, N or 1, T or 1, S or 1]` at `starts`; axes of length 1 take it at 0."""
-    starts = [0 if n == 1 else s for n, s in zip(whole.shape, starts, strict=True)]
-    return lax.dynamic_update_slice(whole, lax.dynamic_slice(whole, starts, (1, *part.shape)) + part, starts)
+    starts = [jnp.int32(0 if n == 1 else s) for n, s in zip(whole.shape, starts, strict=True)]
+    there = lax.dynamic_slice(whole, starts, (1, *part.shape))
+    return lax.dynamic_update_slice(whole, there + part.astype(whole.dtype), starts)
 
 
 def _split(tree):

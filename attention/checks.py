@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .masks import Segments
+from .masks import Dense, Keys, Mask, Segments
+from .tile import unwrap
 
 
 def check_arrays(query, key, value):
@@ -65,6 +67,28 @@ def check_segments(query_segment_ids, key_segment_ids, lead, T, S) -> Segments |
     )
 
 
+def check_mask(mask, lead, N, T, S) -> Mask:
+    """`mask` as a `Mask` whose arrays all fit the batch, the heads and the lengths."""
+    if not isinstance(mask, Mask) and not hasattr(mask, "dtype"):
+        raise ValueError(f"mask: wanted a bool array or a Mask, got {type(mask).__name__}")
+    mask = mask if isinstance(mask, Mask) else Dense(mask)
+
+    for part in mask.parts():
+        if isinstance(part, Dense):
+            check_broadcast("mask", part.array.shape, (*lead, N, T, S))
+        elif isinstance(part, Keys):
+            check_vector("Keys.key_mask", part.key_mask, lead, S, dtype=bool)
+        elif isinstance(part, Segments):
+            check_vector("Segments.query_ids", part.query_ids, lead, T)
+            check_vector("Segments.key_ids", part.key_ids, lead, S)
+        for field, rank in part.ranks.items():
+            shape = np.shape(unwrap(getattr(part, field)))
+            check_broadcast(f"{type(part).__name__}.{field}", shape, (*lead, *shape[len(shape) - rank :]))
+    if mask.num_heads not in (None, N):
+        raise ValueError(f"mask: wanted a pattern for N = {N} query heads, got one for {mask.num_heads}")
+    return mask
+
+
 def check_broadcast(name, shape, wanted):
     """Raises ValueError unless `shape` broadcasts to exactly `wanted`."""
     pairs = zip(reversed(shape), reversed(wanted), strict=False)
@@ -94,3 +118,15 @@ def refuse_bias_array(bias, what):
 def split_rng(rng, parts):
     """One key for each part, or None for each if there is none."""
     return [None] * parts if rng is None else list(jax.random.split(rng, parts))
+
+
+def quiet_padding(query, key_mask):
+    """Zeroes queries of masked tokens where they are not finite.
+
+    In self-attention the row of a masked token is unspecified and its cotangent zero, but a NaN in it would still reach
+    the gradient of every key, as 0 * NaN.
+    """
+    if key_mask is None:
+        return query
+    blank = ~key_mask[..., None, None] & ~jnp.isfinite(query)
+    return jnp.where(blank, jnp.zeros((), query.dtype), query)

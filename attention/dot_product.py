@@ -13,7 +13,7 @@ import numpy as np
 from . import dropout
 from .biases import as_biases
 from .blockwise import blockwise_attention
-from .checks import check_arrays, check_broadcast, check_dropout, check_segments, check_vector
+from .checks import check_arrays, check_broadcast, check_dropout, check_mask, check_segments, check_vector
 from .masks import And, Causal, Dense, Full, Keys, Lengths, Mask, Segments, Window
 from .tile import Tile
 
@@ -128,8 +128,6 @@ def dot_product_attention(
     )  # fmt: skip
     query, key, value = _blank_hidden(query, key, value, parts)
     mask = functools.reduce(operator.and_, parts) if parts else Full()
-    if mask.num_heads not in (None, N):
-        raise ValueError(f"mask: wanted a pattern for N = {N} query heads, got one for {mask.num_heads}")
     if implementation is None:
         dense = block_sizes is None and T * S <= DENSE_SCORES
     else:
@@ -183,17 +181,14 @@ def _restrictions(
     """Everything that limits who sees whom, as masks."""
     parts = []
     if mask is not None:
-        parts += _conjuncts(mask if isinstance(mask, Mask) else Dense(mask))
-        for part in parts:
-            if isinstance(part, Dense):
-                check_broadcast("mask", part.array.shape, (*lead, N, T, S))
+        parts += _conjuncts(check_mask(mask, lead, N, T, S))
     if is_causal:
         parts.append(Causal())
     if window is not None:
-        left, right = (window, window) if isinstance(window, int) else window
-        if min(left, right) < 0:
-            raise ValueError(f"local_window_size: wanted sizes >= 0, got {window}")
-        parts.append(Window(left, right))
+        sides = (window, window) if isinstance(window, (int, np.integer)) else tuple(window)
+        if len(sides) != 2 or min(sides) < 0:
+            raise ValueError(f"local_window_size: wanted a size >= 0 or two, (left, right), got {window}")
+        parts.append(Window(*sides))
     if query_lengths is not None or key_lengths is not None:
         lengths = (query_lengths, "query_seq_lengths"), (key_lengths, "key_value_seq_lengths")
         parts.append(Lengths(*(check_vector(name, x, lead, None) for x, name in lengths)))

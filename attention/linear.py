@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .checks import check_arrays, check_segments, check_vector
+from .checks import check_arrays, check_segments, check_vector, quiet_padding
 
 
 def elu_plus_one(x):
@@ -110,8 +110,8 @@ def linear_attention(
     if real is not None:
         keep = real if keep is None else keep & real
     dtype = jnp.promote_types(query.dtype, jnp.float32)
-    # Causal, a token is query and key at once: what hides the key hides the query, which may then hold NaN too.
-    queries = _features("query", feature_map, query.astype(dtype), keep if causal else real)
+    query = quiet_padding(query, keep) if causal else query
+    queries = _features("query", feature_map, query.astype(dtype), real)
     keys = _features("key", feature_map, key.astype(dtype), keep)
     # The normaliser is one more column of the values, equal to 1: sum phi(k) 1.
     values = _keep(jnp.pad(value.astype(dtype), [(0, 0)] * (value.ndim - 1) + [(0, 1)], constant_values=1), keep)

@@ -12,6 +12,7 @@ from .checks import (
     check_segments,
     check_self_attention,
     check_vector,
+    quiet_padding,
     refuse_bias_array,
     split_rng,
 )
@@ -90,8 +91,7 @@ def longformer_attention(
     *lead, T, N, _ = query.shape
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
     check_segments(query_segment_ids, key_segment_ids, lead, T, T)
-    if key_mask is not None:
-        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    query = quiet_padding(query, key_mask)
     rngs = split_rng(rng, 3)
     shared = dict(bias=bias, scale=scale, dropout_rate=dropout_rate, implementation=implementation)
     segments = dict(query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
@@ -188,6 +188,5 @@ def _global_arrays(given, default, key_mask):
         if x.shape != d.shape or x.dtype != d.dtype:
             raise ValueError(f"global_{name}: wanted {name}'s {d.shape} {d.dtype}, got {x.shape} {x.dtype}")
     check_arrays(query, key, value)
-    if key_mask is not None:
-        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    query = quiet_padding(query, key_mask)
     return query, key, value

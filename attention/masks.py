@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .tile import EMPTY, FULL, PARTIAL, Ranges, StaticArray, Tile, static_or_traced, unwrap
+from .tile import EMPTY, FULL, PARTIAL, Ranges, StaticArray, Tile, close_over, static_or_traced, unwrap
 
 
 class Mask:
@@ -58,18 +58,37 @@ class Mask:
         """The pattern of one head, for planning."""
         return self
 
+    def map_parts(self, fn: Callable) -> Mask:
+        """A copy with `fn(mask)` in place of every mask that is not a combination of others."""
+        return fn(self)
+
+    def parts(self) -> list[Mask]:
+        """All masks in it that are not combinations of others."""
+        found = []
+        self.map_parts(lambda part: found.append(part) or part)
+        return found
+
     def map_arrays(self, fn: Callable) -> Mask:
-        """A copy with `fn(array, rank)` applied to every data array."""
+        """A copy with `fn(array, rank)` applied to every data array, and to static ones whose batch entries differ."""
+        return self.map_parts(lambda part: part._map_own(fn))
+
+    def closed(self, *example) -> Mask:
+        """The same mask with every traced array its functions capture among its leaves; `example` positions."""
+        return self.map_parts(lambda part: part.closed(*example) if isinstance(part, Predicate) else part)
+
+    def _map_own(self, fn):
         changes = {}
         for name, rank in self.ranks.items():
-            if isinstance(x := getattr(self, name), jax.Array):
-                changes[name] = fn(x, rank)
+            x = unwrap(getattr(self, name))
+            if isinstance(x, jax.Array) or np.ndim(x) > rank:
+                changes[name] = fn(jnp.asarray(x), rank)
         return _replace(self, **changes) if changes else self
 
     def dense(self, T: int, S: int | None = None):
         """The mask as a bool array `[T, S]`, `[N, T, S]` if heads differ, `[..., N or 1, T, S]` with batch arrays."""
         S = T if S is None else S
-        allowed = self.allows(Tile(0, T, 0, S, 0, self.num_heads or 1))
+        heads = [m.array.shape[-3] for m in self.parts() if isinstance(m, Dense)]
+        allowed = self.allows(Tile(0, T, 0, S, 0, max(heads + [self.num_heads or 1])))
         allowed = jnp.broadcast_to(allowed, (*allowed.shape[:-2], T, S))
         return allowed[0] if allowed.ndim == 3 and allowed.shape[0] == 1 else allowed
 
@@ -109,7 +128,7 @@ def _flatten(mask):
 
 
 def _is_data(mask, name, x):
-    return name in ("mask", "masks") or (name in mask.ranks and not isinstance(x, (StaticArray, int, type(None))))
+    return name in ("mask", "masks", "arrays") or (name in mask.ranks and not isinstance(x, (StaticArray, int, type(None))))
 
 
 def _flatten_with_keys(mask):
@@ -140,6 +159,8 @@ _mask = dataclasses.dataclass(frozen=True, eq=False)
 class Full(Mask):
     """Every query sees every key."""
 
+    by_position: ClassVar[bool] = False
+
     def allows(self, tile):
         return jnp.ones((1, 1, 1), bool)
 
@@ -167,7 +188,8 @@ class Window(Mask):
 
     def __post_init__(self):
         for side in ("left", "right"):
-            _check_count(f"Window.{side}", getattr(self, side), least=None)
+            if getattr(self, side) is not None:
+                _check_count(f"Window.{side}", getattr(self, side))
 
     def allows(self, tile):
         distance = tile.key - tile.query
@@ -191,8 +213,8 @@ class Dilated(Mask):
     dilation: int = 1
 
     def __post_init__(self):
-        _check_count("Dilated.left", self.left, least=None)
-        _check_count("Dilated.right", self.right, least=None)
+        for side in ("left", "right"):
+            _check_count(f"Dilated.{side}", getattr(self, side))
         _check_count("Dilated.dilation", self.dilation, least=1)
 
     @property
@@ -311,6 +333,7 @@ class RandomBlocks(Mask):
         object.__setattr__(self, "blocks", static_or_traced(self.blocks))
         if unwrap(self.blocks).ndim < 3:
             raise ValueError(f"RandomBlocks.blocks: wanted [N, query blocks, R], got shape {unwrap(self.blocks).shape}")
+        _check_integers("RandomBlocks.blocks", unwrap(self.blocks))
         _check_count("RandomBlocks.block_size", self.block_size, least=1)
 
     @property
@@ -326,9 +349,12 @@ class RandomBlocks(Mask):
     def allows(self, tile):
         blocks = tile.of_heads(jnp.asarray(unwrap(self.blocks)), axis=-3)
         query_block, key_block = tile.query // self.block_size, tile.key // self.block_size
-        known = query_block[..., 0] < blocks.shape[-2]
-        row = jnp.take_along_axis(blocks, jnp.minimum(query_block, blocks.shape[-2] - 1), axis=-2)
-        return ((row[..., :, None, :] == key_block[..., None]) & known[..., None, None]).any(-1)
+        rows, index = blocks.shape[-2], jnp.clip(query_block, 0, blocks.shape[-2] - 1)
+        rank = max(blocks.ndim, index.ndim)
+        padded = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (blocks, index))
+        row = jnp.take_along_axis(*padded, axis=-2)[..., None, :]
+        known = ((query_block >= 0) & (query_block < rows))[..., None] & (row >= 0)  # positions may be negative
+        return ((row == key_block[..., None]) & known).any(-1)
 
     def _blocks(self, r):
         if not isinstance(self.blocks, StaticArray) or self.blocks.array.ndim > 3:
@@ -398,6 +424,11 @@ class Keys(Mask):
     ranks: ClassVar = {"key_mask": 1}
     by_position: ClassVar = False
 
+    def __post_init__(self):
+        object.__setattr__(self, "key_mask", jnp.asarray(self.key_mask))
+        if self.key_mask.dtype != bool:
+            raise ValueError(f"Keys.key_mask: wanted bools, got dtype {self.key_mask.dtype}")
+
     def allows(self, tile):
         return tile.of_columns(self.key_mask)[..., None, None, :]
 
@@ -422,24 +453,29 @@ class Dense(Mask):
 
 @_mask
 class Predicate(Mask):
-    """Any function of positions, `fn(query_position, key_position) -> bool`, elementwise and traceable.
+    """Any function of positions, `fn(query_position, key_position, *arrays) -> bool`, elementwise and traceable.
 
     Nothing is known about where it is True, so every block is visited: intersect it with a structural mask
     (`Predicate(fn) & Causal() & Window(256, 0)`) to skip blocks.
     """
 
     fn: Callable
+    arrays: tuple = ()
+
+    def closed(self, *example):
+        captured, fn = close_over(self.fn, *example, *self.arrays)
+        return Predicate(fn, (*self.arrays, *captured)) if captured else self
 
     def allows(self, tile):
-        allowed = jnp.asarray(self.fn(tile.query, tile.key))
+        allowed = jnp.asarray(self.fn(tile.query, tile.key, *self.arrays))
         if allowed.dtype != bool:
             raise ValueError(f"Predicate.fn: wanted a bool result, got dtype {allowed.dtype}")
         return allowed
 
 
 class _Combined(Mask):
-    def map_arrays(self, fn):
-        return _replace(self, masks=tuple(m.map_arrays(fn) for m in self.masks))
+    def map_parts(self, fn):
+        return _replace(self, masks=tuple(m.map_parts(fn) for m in self.masks))
 
     def for_head(self, head):
         return _replace(self, masks=tuple(m.for_head(head) for m in self.masks))
@@ -487,8 +523,8 @@ class Not(Mask):
     def classify(self, r):
         return 2 - self.mask.classify(r)
 
-    def map_arrays(self, fn):
-        return Not(self.mask.map_arrays(fn))
+    def map_parts(self, fn):
+        return Not(self.mask.map_parts(fn))
 
     def for_head(self, head):
         return Not(self.mask.for_head(head))
@@ -516,8 +552,8 @@ class PerHead(Mask):
     def for_head(self, head):
         return self.masks[head].for_head(head)
 
-    def map_arrays(self, fn):
-        return _replace(self, masks=tuple(m.map_arrays(fn) for m in self.masks))
+    def map_parts(self, fn):
+        return _replace(self, masks=tuple(m.map_parts(fn) for m in self.masks))
 
     def allows(self, tile):
         if tile.heads == 1 and len(self.masks) > 1:  # one head at a time, perhaps a traced one
@@ -539,9 +575,7 @@ def _one_head_count(masks):
     return counts.pop() if counts else None
 
 
-def _check_count(name, value, *, least):
-    if value is None and least is None:
-        return
+def _check_count(name, value, *, least=None):
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or (least is not None and value < least):
         wanted = "an int" if least is None else f"an int >= {least}"
         raise ValueError(f"{name}: wanted {wanted}, got {value!r}")

@@ -14,9 +14,10 @@ import numpy as np
 from .masks import Mask
 from .tile import EMPTY, FULL, PARTIAL, Ranges
 
-# Block sizes worth trying, largest first, with the time a score element takes in one, relative to the best; and the
-# cost of visiting a block, in elements. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
-ELEMENT_COST = {512: 1.6, 256: 1.2, 128: 1.0, 64: 1.0}
+# Block sizes (queries, keys) worth trying, largest first, with the time a score element takes in one, relative to the
+# best; and the cost of visiting a block, in elements. Large blocks keep several cores busy, small ones waste less at the
+# edge of a pattern. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
+ELEMENT_COST = {(512, 256): 1.0, (128, 128): 1.5, (64, 64): 1.6}
 VISIT_COST = 256
 # Small blocks are not worth a plan that is itself large: 2^20 pairs are 8 MB of constants.
 MAX_PAIRS = 1 << 20
@@ -124,13 +125,13 @@ def lists(head_plans: list[Plan], blocks: int, *, by: str) -> Lists:
 def choose_block_sizes(mask: Mask, T: int, S: int, *, by_index: bool = True) -> tuple[int, int]:
     """The block sizes of least estimated time for this pattern."""
     best, least = None, float("inf")
-    for size, element_cost in ELEMENT_COST.items():
-        sizes = fit(size, T), fit(size, S)
+    for (block_q, block_k), element_cost in ELEMENT_COST.items():
+        sizes = fit(block_q, T), fit(block_k, S)
         head_plans = plans(mask, T, S, *sizes, by_index=by_index)
         pairs = sum(len(p.full) for p in head_plans)
         time = pairs * (sizes[0] * sizes[1] * element_cost + VISIT_COST)
         if time < least:
             best, least = sizes, time
-        if 4 * pairs > MAX_PAIRS:
+        if 8 * pairs > MAX_PAIRS:
             break
     return best

@@ -5,7 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from .biases import Bias
-from .checks import check_dropout, check_segments, check_self_attention, check_vector, refuse_bias_array, split_rng
+from .checks import (
+    check_dropout,
+    check_segments,
+    check_self_attention,
+    check_vector,
+    quiet_padding,
+    refuse_bias_array,
+    split_rng,
+)
 from .dot_product import dot_product_attention
 from .masks import Causal, Fixed, Full, Mask, Strided, Window
 from .merge import merge
@@ -79,8 +87,7 @@ def sparse_transformer_attention(
     *lead, T, _, _ = query.shape
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
     check_segments(query_segment_ids, key_segment_ids, lead, T, T)
-    if key_mask is not None:
-        query = jnp.where(key_mask[..., None, None], query, jnp.zeros((), query.dtype))
+    query = quiet_padding(query, key_mask)
     vectors = dict(key_mask=key_mask, query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
     settings = dict(bias=bias, scale=scale, dropout_rate=dropout_rate, implementation=implementation)
     if implementation in ("reference", "xla"):

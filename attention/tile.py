@@ -27,27 +27,27 @@ class Tile(NamedTuple):
 
     @property
     def query_index(self):
-        return self.row + jnp.arange(self.rows)
+        return _count_from(self.row, self.rows)
 
     @property
     def key_index(self):
-        return self.column + jnp.arange(self.columns)
+        return _count_from(self.column, self.columns)
 
     @property
     def query(self):
         """Positions of the rows, `[..., 1, rows, 1]`."""
         index = self.query_index if self.query_positions is None else self.of_rows(self.query_positions)
-        return index[..., None, :, None]
+        return index.astype(jnp.int32)[..., None, :, None]  # distances of unsigned positions would wrap
 
     @property
     def key(self):
         """Positions of the columns, `[..., 1, 1, columns]`."""
         index = self.key_index if self.key_positions is None else self.of_columns(self.key_positions)
-        return index[..., None, None, :]
+        return index.astype(jnp.int32)[..., None, None, :]
 
     @property
     def head_index(self):
-        return (self.head + jnp.arange(self.heads))[:, None, None]
+        return _count_from(self.head, self.heads)[:, None, None]
 
     def of_rows(self, x, axis=-1):
         return _window(x, self.row, self.rows, axis)
@@ -61,6 +61,10 @@ class Tile(NamedTuple):
     def of(self, x):
         """The part of `x [..., N or 1, T or 1, S or 1]` that lies in this tile."""
         return self.of_heads(self.of_rows(self.of_columns(x), axis=-2), axis=-3)
+
+
+def _count_from(start, size):
+    return (start + jnp.arange(size)).astype(jnp.int32)
 
 
 def _window(x, start, size, axis):
@@ -101,6 +105,23 @@ class StaticArray:
 def static_or_traced(x):
     """JAX arrays stay data; numbers, lists and NumPy arrays become static."""
     return x if isinstance(x, (jax.Array, StaticArray)) else StaticArray(x)
+
+
+def close_over(fn, *example):
+    """The tracers that `fn` captures, and `fn` as a function of them too: a custom VJP must see all it depends on.
+
+    `jax.closure_convert` does this for floats; integers, such as document ids, have to be seen for remat and scan.
+    """
+    closed = jax.make_jaxpr(fn)(*example)
+    traced = [isinstance(x, jax.core.Tracer) for x in closed.consts]
+    captured = tuple(x for x, t in zip(closed.consts, traced, strict=True) if t)
+
+    def converted(*args):
+        args, given = args[: len(example)], iter(args[len(example) :])
+        consts = [next(given) if t else x for x, t in zip(closed.consts, traced, strict=True)]
+        return jax.core.eval_jaxpr(closed.jaxpr, consts, *args)[0]
+
+    return captured, converted
 
 
 def unwrap(x):

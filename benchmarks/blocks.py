@@ -1,4 +1,4 @@
-"""Which block sizes and how many heads at a time: the sweep behind the constants of attention/schedule.py, blockwise.py.
+"""Which block sizes, and how many heads at a time: the sweep behind the constants of the blockwise engine.
 
 python benchmarks/blocks.py
 """

@@ -1,0 +1,94 @@
+"""Six kinds of causal attention, one small language model, one budget, on the source code of Python's own library.
+
+python train.py                                              # everything below; no download
+python train.py --config.data.path=FILE_OR_FOLDER            # your own text
+python train.py --config.data.name=tinyshakespeare --config.data.dir=DATA_DIR
+python train.py --config.only=full,window --config.seeds=3   # part of it, with an error bar over seeds
+python train.py --config.model.width=512 --config.model.depth=8 --config.train.steps=20000   # on a real machine
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults of every field; a flag `--config.FIELD=VALUE` changes one."""
+    config = ConfigDict()
+    config.task = "text"
+    config.seed = 0  # first seed: initial weights, data order, dropout
+    config.seeds = 1  # how many seeds; with more than one the error bar is over seeds
+    config.only = ""  # labels to train now, comma-separated; empty = all
+
+    config.data = ConfigDict()
+    config.data.name = "python_stdlib"  # or path, tinyshakespeare, wikitext-2
+    config.data.path = ""  # a file or folder of your own
+    config.data.dir = ""  # where the published data sets lie
+    config.data.length = 512  # T, the context in bytes
+    config.data.validation_bytes = 131_072  # of held-out text that the final metric is computed on
+
+    config.model = ConfigDict()
+    config.model.name = "transformer"
+    config.model.vocab_size = 256
+    config.model.width = 128
+    config.model.depth = 2
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 4
+    config.model.mlp_width = 512
+    config.model.position = "rope"
+    config.model.rope_base = 10_000.0
+    config.model.rope_scaling = ConfigDict()
+    config.model.t5_buckets = 32
+    config.model.t5_max_distance = 128
+    config.model.dropout = 0.0
+    config.model.attention_dropout = 0.0
+    config.model.dtype = "float32"
+    config.model.tie_embeddings = True
+    config.model.scan_layers = False  # a loop over two layers compiles no faster and runs 20% slower
+    config.model.remat = False
+    config.model.attention = ConfigDict({"name": "full"})
+
+    config.train = ConfigDict()
+    config.train.steps = 350
+    config.train.batch_size = 2  # windows of T bytes a step, split over the devices; small, so that steps are many
+    config.train.accumulate = 1  # parts the batch is computed in, one after the other
+    config.train.optimizer = "muon"  # or adamw
+    config.train.learning_rate = 0.01
+    config.train.warmup_steps = 20
+    config.train.final_fraction = 0.1  # of the learning rate, at the end of the cosine
+    config.train.weight_decay = 0.1
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.95
+    config.train.clip_norm = 1.0
+    config.train.evaluate_every = 35
+    config.train.evaluate_bytes = 16_384  # of validation text looked at on the way
+    config.train.checkpoint_every = 70
+    config.train.keep_checkpoints = 2
+
+    config.scaling = ConfigDict()
+    config.scaling.lengths = (512, 1024, 2048, 4096)  # where one attention layer is timed, alone
+    config.scaling.batch_size = 1
+    config.scaling.seconds = 20.0  # per variant; longer lengths that would not fit are left out
+
+    config.variants = ConfigDict(
+        {
+            "full": {"model": {"attention": {"name": "full"}}},
+            "window": {"model": {"attention": {"name": "window", "window": 64}}},
+            "longformer": {"model": {"attention": {"name": "longformer", "window": 64, "num_global": 8}}},
+            "sparse_transformer": {
+                "model": {"attention": {"name": "sparse_transformer", "pattern": "strided", "stride": 32, "summary": 0}}
+            },
+            "bigbird": {
+                "model": {
+                    "attention": {
+                        "name": "bigbird",
+                        "block_size": 32,
+                        "num_random_blocks": 2,
+                        "num_global_blocks": 1,
+                        "seed": 0,
+                    }
+                }
+            },
+            "linear": {"model": {"attention": {"name": "linear", "chunk_size": 64, "feature_map": "elu_plus_one"}}},
+        },
+        sort_keys=False,  # the table keeps this order
+    )
+    return config

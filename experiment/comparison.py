@@ -1,0 +1,172 @@
+"""From the results of single runs to the one file that compares them, `comparison.json`."""
+
+import importlib.metadata
+import os
+import platform
+
+import jax
+import numpy as np
+
+from experiment import settings
+from experiment.measure import spread
+from experiment.records import read_json, read_rows
+from tasks.text import summarise
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def folder(workdir, label, seed):
+    """Where one variant trained with one seed lies."""
+    return workdir / label / f"seed{seed}"
+
+
+def result(label, seed, error, program, params, metrics, quality):
+    """The content of one `result.json`.
+
+    Args:
+      label: of the variant.
+      seed: it was trained with.
+      error: why it has no quality, or None.
+      program: the compiled training step, a `measure.Program`.
+      params: parameters, to count.
+      metrics: the run's `records.Metrics`.
+      quality: from `eval.judge`; empty if there was an error.
+    """
+    return {
+        "label": label,
+        "seed": seed,
+        "error": error,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "compile_seconds": program.compile_seconds,
+        "peak_memory_bytes": program.peak_bytes,
+        "flops_per_step": program.flops,
+        "train_tokens": metrics.rows[0]["tokens"],
+        "step_seconds": spread(metrics.step_seconds()),
+        "device": describe_devices(jax.tree.leaves(params)[0].sharding.device_set),
+        "versions": versions(),
+    } | quality
+
+
+def results(workdir, config):
+    """The `result.json` of every seed of every variant that has one, label -> list, in the order of the config."""
+    found = {
+        label: [read_json(folder(workdir, label, seed) / "result.json") for seed in settings.seeds(config)]
+        for label in settings.variants(config)
+    }
+    return {label: [result for result in some if result] for label, some in found.items() if any(some)}
+
+
+def compare(workdir, config, metric, results):
+    """Turns results into what comparison.json holds, but for what differs between two calls: command and date.
+
+    Args:
+      workdir: folder of the run.
+      config: the comparison's config; `only` is not looked at, so a part trained earlier stays in.
+      metric: {"name", "higher_is_better"}.
+      results: from `results`.
+    """
+    data, configs = read_json(workdir / "data.json"), settings.variants(config)
+    everything = [result for found in results.values() for result in found]
+    variants = []
+    for label, found in results.items():
+        variant = _variant(label, configs[label], found, data["baselines"])
+        variant["scaling"] = read_json(workdir / label / "scaling.json")
+        variant["difference"] = _difference(found, next(iter(results.items())))
+        variants.append(variant)
+    return {
+        "task": config.task,
+        "metric": metric,
+        "device": " and ".join(dict.fromkeys(result["device"] for result in everything)),
+        "versions": everything[-1]["versions"] if everything else {},
+        "baselines": data["baselines"],
+        "data": {name: value for name, value in data.items() if name != "baselines"},
+        "variants": variants,
+    }
+
+
+def curves(workdir, config):
+    """Rows of metrics by label and seed."""
+    found = {
+        label: {seed: read_rows(folder(workdir, label, seed) / "metrics.jsonl") for seed in settings.seeds(config)}
+        for label in settings.variants(config)
+    }
+    return {label: {seed: rows for seed, rows in runs.items() if rows} for label, runs in found.items()}
+
+
+def describe_devices(devices):
+    """Names a set of devices, with the processor and its cores where they are the CPU."""
+    one = next(iter(devices))
+    name = one.device_kind
+    if one.platform == "cpu":
+        name = f"{_processor()}, {os.cpu_count()} cores"
+    return f"{len(devices)} x {name}" if len(devices) > 1 else name
+
+
+def versions():
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def _variant(label, config, results, baselines):
+    good = [result for result in results if result["error"] is None]
+    first = (good or results)[0]
+    quality = _quality(good)
+    median = lambda values: float(np.median(values)) if values else None  # noqa: E731
+    step = {name: median([result["step_seconds"][name] for result in good]) for name in ("median", "p95")}
+    return {
+        "name": label,
+        "attention": config.model.attention.to_dict(),
+        "parameters": first["parameters"],
+        "quality": quality,
+        "beats_bigram": quality["mean"] is not None and quality["mean"] < baselines["bigram"],
+        "error": next((result["error"] for result in results if result["error"]), None),
+        "train_tokens_per_second": median(
+            [result["train_tokens"] / result["step_seconds"]["median"] for result in good]
+        ),
+        "forward_tokens_per_second": median([result["forward_tokens"] / result["forward_seconds"] for result in good]),
+        "step_ms": {name: value and 1e3 * value for name, value in step.items()},
+        "compile_seconds": median([result["compile_seconds"] for result in results]),
+        "peak_memory_bytes": first["peak_memory_bytes"],
+        "flops_per_step": first["flops_per_step"],
+    }
+
+
+def _quality(results):
+    """Mean and error bar: over seeds where there are several, else over the validation pieces."""
+    values = [result["quality"] for result in results]
+    if not values:
+        return {"mean": None, "stderr": None, "stderr_over": "files", "values": []}
+    if len(values) == 1:
+        return {"mean": values[0], "stderr": results[0]["stderr"], "stderr_over": "files", "values": values}
+    stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
+    return {"mean": float(np.mean(values)), "stderr": stderr, "stderr_over": "seeds", "values": values}
+
+
+def _difference(results, reference):
+    """How much better or worse than the first variant, pair by pair: far sharper than the two error bars apart.
+
+    With one seed the pairs are the validation pieces, which both variants were judged on; with more, the seeds.
+    """
+    label, others = reference
+    others = {result["seed"]: result for result in others if result["error"] is None}
+    pairs = [
+        (result, others[result["seed"]]) for result in results if result["error"] is None and result["seed"] in others
+    ]
+    if not pairs or pairs[0][0] is pairs[0][1]:
+        return None
+    gaps = np.asarray([one["quality"] - other["quality"] for one, other in pairs])
+    if len(pairs) > 1:
+        stderr, over = float(gaps.std(ddof=1) / len(gaps) ** 0.5), "seeds"
+    else:
+        one, other = pairs[0]
+        stderr, over = summarise(np.subtract(one["bits"], other["bits"]), one["sizes"])[1], "files"
+    return {"to": label, "mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
+
+
+def _processor():
+    """The processor's name where the system tells, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,81 @@
+"""The optimisers a config may name, built from optax, with one schedule and one rule for weight decay."""
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+# Matrices that Muon turns into orthogonal updates, by the parameter's name and number of axes: (axes summed over, axes
+# produced). `blocks` stack the layers on axis 0, a batch axis. Every other parameter is left to AdamW.
+MATRICES = {
+    ("query", 4): MuonDimensionNumbers(1, (2, 3)),  # [depth, width, N, H]
+    ("key", 4): MuonDimensionNumbers(1, (2, 3)),
+    ("value", 4): MuonDimensionNumbers(1, (2, 3)),
+    ("out", 4): MuonDimensionNumbers((1, 2), 3),  # [depth, N, H, width]
+    ("into", 3): MuonDimensionNumbers(1, 2),  # [depth, width, mlp_width]
+    ("out", 3): MuonDimensionNumbers(1, 2),
+}
+
+
+def make(config):
+    """The optimiser and its learning-rate schedule.
+
+    Linear warm-up, then a cosine down to `final_fraction` of the peak (Loshchilov & Hutter 2017, arXiv:1608.03983);
+    gradients clipped by their global norm; decoupled weight decay (arXiv:1711.05101) on matrices only, not on norms.
+
+    Args:
+      config: `config.train`.
+
+    Returns:
+      (gradient transformation, schedule: step -> learning rate).
+
+    Raises:
+      ValueError: unknown optimiser.
+    """
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"config.train.optimizer={config.optimizer!r}: unknown, want one of {', '.join(OPTIMIZERS)}")
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / (config.warmup_steps + 1),  # the first step moves, too
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.steps,
+        end_value=config.learning_rate * config.final_fraction,
+    )
+    transformation = OPTIMIZERS[config.optimizer](config, schedule)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), transformation), schedule
+
+
+def _adamw(config, schedule):
+    return optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
+
+
+def _muon(config, schedule):
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) on the matrices of the blocks, AdamW on the rest.
+
+    Updates are scaled to the size AdamW's have (Liu et al. 2025, arXiv:2502.16982, factor 0.2), so that both optimisers
+    take the same learning rates and weight decay.
+    """
+    return muon(
+        schedule,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=is_matrix,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_dimension_numbers,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+
+
+def is_matrix(params):
+    """True for each parameter that is a matrix in its layer: `blocks` stack layers on one more axis."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - ("blocks" in _names(path)) >= 2, params)
+
+
+def _dimension_numbers(params):
+    return jax.tree_util.tree_map_with_path(lambda path, x: MATRICES.get((_names(path)[-1], x.ndim)), params)
+
+
+def _names(path):
+    return [str(entry.key) for entry in path if hasattr(entry, "key")]

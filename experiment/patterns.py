@@ -1,0 +1,104 @@
+"""Each variant's mask as a small picture: which query (row) may attend which key (column)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SIDE = 64
+# Settings that count tokens: they shrink with the length, so that the picture keeps the proportions of the real mask.
+_IN_TOKENS = ("window", "num_global", "stride", "summary", "block_size")
+# Above this length the exact share of pairs would need a [T, T] array of more than 16 MB.
+_LONGEST_COUNTED = 4096
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What there is to draw of one variant.
+
+    Attributes:
+      label: the variant's label.
+      allowed: bool [T, T], True = may attend, T about 64; None where nothing can be drawn.
+      note: one line to stand under the picture.
+      is_mask: False where `allowed` is only the causal triangle of a variant that computes no mask.
+    """
+
+    label: str
+    allowed: np.ndarray | None
+    note: str
+    is_mask: bool = True
+
+
+def pattern(label: str, settings: dict, length: int) -> Pattern:
+    """The picture of one variant's mask, scaled from training length to about 64 tokens.
+
+    Args:
+      label: the variant's label.
+      settings: `{"name": ..., **settings}`, the variant's entry `attention` in the comparison.
+      length: the training length that the settings belong to.
+
+    Returns:
+      The Pattern. A variant that cannot be drawn gets a note that says why, never an exception: a picture must not
+      cost a finished comparison its report.
+    """
+    try:
+        mask = _mask(settings, length)
+        if mask is None:
+            note = "no mask: a running sum" if settings["name"] == "linear" else "no fixed mask"
+            return Pattern(label, np.tri(SIDE, dtype=bool), note, is_mask=False)
+        drawn = _mask(_shrunk(settings, length), min(SIDE, length))
+        allowed = np.asarray(drawn.dense(min(SIDE, length), min(SIDE, length)))
+        note = _share(mask, length) + (", head 0 of " + str(allowed.shape[0]) if allowed.ndim == 3 else "")
+        return Pattern(label, allowed[0] if allowed.ndim == 3 else allowed, note)
+    except (ImportError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        return Pattern(label, None, f"mask not available ({type(error).__name__}: {reason})")
+
+
+def to_svg(picture: Pattern, color: str) -> str:
+    """The picture as an SVG element of one path; `color` is any CSS colour."""
+    if picture.allowed is None:
+        return ""
+    rows, columns = picture.allowed.shape
+    path = "".join(
+        f"M{start} {row}h{stop - start}v1h{start - stop}z"
+        for row, line in enumerate(picture.allowed)
+        for start, stop in _runs(line)
+    )
+    return (
+        f'<svg viewBox="0 0 {columns} {rows}" shape-rendering="crispEdges" aria-hidden="true">'
+        f'<path d="{path}" style="fill: {color}"/></svg>'
+    )
+
+
+def _mask(settings: dict, length: int):
+    from models.variants import VARIANTS
+
+    options = {name: value for name, value in settings.items() if name != "name"}
+    return VARIANTS[settings["name"]].mask(options, length)
+
+
+def _shrunk(settings: dict, length: int) -> dict:
+    ratio = min(SIDE, length) / length
+    counted = {name: settings[name] for name in _IN_TOKENS if settings.get(name)}
+    return settings | {name: max(1, round(value * ratio)) for name, value in counted.items()}
+
+
+def _share(mask, length: int) -> str:
+    """How many of the pairs the real mask keeps, counted at the training length."""
+    if length > _LONGEST_COUNTED:
+        return f"scaled from T = {length}"
+    allowed = np.asarray(mask.dense(length, length))
+    causal = np.tri(length, dtype=bool)
+    looks_ahead = (allowed & ~causal).any()
+    pairs = length**2 if looks_ahead else causal.sum()
+    return f"{allowed.mean() * length**2 / pairs:.1%} of {'all' if looks_ahead else 'the causal'} pairs at T = {length}"
+
+
+def _runs(line: np.ndarray) -> list[tuple[int, int]]:
+    """(start, stop) of each run of True.
+
+    >>> _runs(np.array([True, True, False, True]))
+    [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(int)))
+    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,323 @@
+"""What a run is told: flags, the config and its rules, the variants, and the folder that remembers them."""
+
+import contextlib
+import difflib
+import fcntl
+import json
+import re
+import shutil
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from experiment.records import read_json, write_json
+from tasks import TASKS
+
+# Fields that choose how much of a comparison is run, not what any part of it gives: free to change between runs.
+FREE = ("only", "seeds")
+
+
+class SettingsError(ValueError):
+    """What the user asked for cannot be; the message is one line that says what to write instead."""
+
+
+def _at_least(minimum):
+    return lambda value: value >= minimum, f"at least {minimum}"
+
+
+_COUNT = (int, *_at_least(1))
+_ANY_TEXT = (str, lambda value: True, "text")
+_PROBABILITY = (float, lambda value: 0 <= value < 1, "in [0, 1)")
+_POSITIVE = (float, lambda value: 0 < value < float("inf"), "above 0")
+
+# Field -> (type, test, what is wanted). `config.model` and `config.variants` are checked by the model itself.
+RULES = {
+    "task": _ANY_TEXT,
+    "seed": (int, *_at_least(0)),
+    "seeds": _COUNT,
+    "only": _ANY_TEXT,
+    "data.name": _ANY_TEXT,
+    "data.path": _ANY_TEXT,
+    "data.dir": _ANY_TEXT,
+    "data.length": _COUNT,
+    "data.validation_bytes": (int, *_at_least(2)),
+    "train.steps": _COUNT,
+    "train.batch_size": _COUNT,
+    "train.accumulate": _COUNT,
+    "train.optimizer": _ANY_TEXT,
+    "train.learning_rate": _POSITIVE,
+    "train.warmup_steps": (int, *_at_least(0)),
+    "train.final_fraction": (float, lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "train.weight_decay": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
+    "train.beta1": _PROBABILITY,
+    "train.beta2": _PROBABILITY,
+    "train.clip_norm": _POSITIVE,
+    "train.evaluate_every": _COUNT,
+    "train.evaluate_bytes": (int, *_at_least(2)),
+    "train.checkpoint_every": _COUNT,
+    "train.keep_checkpoints": (int, *_at_least(2)),
+    "scaling.lengths": (tuple, lambda value: all(type(n) is int and n > 0 for n in value), "positive integers"),
+    "scaling.batch_size": _COUNT,
+    "scaling.seconds": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
+}
+
+
+def parse(argv, values, usage, default_config=None):
+    """Reads flags into `values`; every fault becomes one line.
+
+    Args:
+      argv: the command line, program name first.
+      values: `absl.flags.FlagValues` that already hold the program's own flags.
+      usage: text printed before the flags by `--help`.
+      default_config: path of the config file behind `--config`, None for a program that takes no config.
+
+    Raises:
+      SettingsError: unknown flag, unknown config field, value of the wrong type, config file that does not load.
+    """
+    argv = argv[:1] + sorted(argv[1:], key=lambda item: not re.match(r"--?config=", item))  # which must come first
+    flags.DEFINE_boolean("help", False, "show this text", flag_values=values)
+    try:
+        if default_config:
+            _check_fields(argv, config_path(argv, default_config))
+            config_flags.DEFINE_config_file("config", str(default_config), flag_values=values, sys_argv=argv)
+        rest = values(argv)
+    except SettingsError:
+        raise
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise SettingsError(f"{rest[1]!r}: not a flag, want --FLAG=VALUE")
+    if values.help:
+        print(f"{usage}\n{values.get_help()}")
+        raise SystemExit(0)
+    if default_config:
+        _check_effect(argv, values.config)
+    return values
+
+
+def config_path(argv, default_config):
+    """The config file that a command line names.
+
+    >>> config_path(["train.py", "--config=configs/mine.py"], "configs/compare_text.py")
+    'configs/mine.py'
+    """
+    return ([str(default_config)] + re.findall(r"^--?config=(.*)$", "\n".join(argv), re.MULTILINE))[-1]
+
+
+def _check_fields(argv, path):
+    """Names the first `--config.FIELD` that the config file does not have, with the nearest name it has."""
+    if not Path(path.split(":")[0]).is_file():
+        raise SettingsError(f"--config={path}: no such file")
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", path, flag_values=values, sys_argv=argv[:1])
+        values(argv[:1])
+        config = values.config
+    except Exception as error:  # the file is the user's program and may raise anything
+        raise SettingsError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from error
+    for field in _flagged(argv):
+        node = config
+        for name in field.split("."):
+            if not isinstance(node, ConfigDict) or name not in node:
+                known = list(node) if isinstance(node, ConfigDict) else []
+                hint = difflib.get_close_matches(name, known, 1)
+                instead = f"did you mean {hint[0]}" if hint else f"known here: {', '.join(known) or 'none'}"
+                raise SettingsError(f"--config.{field}: unknown field {name!r}; {instead}")
+            node = node[name]
+
+
+def _check_effect(argv, config):
+    """Refuses a flag for a field that every variant sets itself: it would be accepted and change nothing."""
+    changes = [_flatten(change.to_dict()) for change in config.variants.values()]
+    for field in _flagged(argv):
+        name = "model.attention.name" if field.startswith("model.attention") else field
+        if changes and all(name in change for change in changes):
+            label = next(iter(config.variants))
+            raise SettingsError(
+                f"--config.{field}: every variant sets its own; change config.variants.{label}.{field}, or drop the "
+                "variants with --config.variants={}"
+            )
+
+
+def _flagged(argv):
+    return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE)
+
+
+def check(config):
+    """Holds every field but `model` to RULES, for the shared config and for each variant.
+
+    Raises:
+      SettingsError: a field that is missing, unknown, of the wrong type or out of range, or two that do not fit.
+    """
+    for field in ("model", "variants"):
+        if not isinstance(config.get(field), ConfigDict):
+            raise SettingsError(f"config.{field} is missing, want a ConfigDict")
+    _check_rules(config)
+    for label, variant in variants(config).items():
+        with naming(f"variant {label}"):
+            _check_rules(variant)
+    if config.task not in TASKS:
+        raise SettingsError(f"config.task={config.task!r}: unknown, want one of {', '.join(TASKS)}")
+    selected(config)
+
+
+@contextlib.contextmanager
+def naming(what):
+    """Puts the name of what was being checked before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(f"{what}: {error}") from error
+
+
+def variants(config):
+    """The full config of each variant, by label: the shared one with the variant's few fields changed.
+
+    A variant may change `model` and `train`; the data, seeds and measurements are one for all. Fields are merged name
+    by name, except `model.attention`, which is replaced as a whole because its settings belong to the named variant.
+    A config without variants is a comparison of one.
+
+    >>> config = ConfigDict({"model": {"width": 8, "attention": {"name": "full"}}, "train": {}, "variants": {}})
+    >>> config.variants = ConfigDict({"wide": {"model": {"width": 16}}})
+    >>> variants(config)["wide"].model.width
+    16
+    """
+    shared = config.to_dict()
+    changes = shared.pop("variants") or {shared["model"]["attention"]["name"]: {}}
+    result = {}
+    for label, change in changes.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", label) or label in ("figures", "config.json"):
+            raise SettingsError(f"config.variants: label {label!r} names a folder, want letters, digits and _ . + -")
+        for field in change.keys() - {"model", "train"}:
+            raise SettingsError(f"config.variants.{label}.{field}: a variant may only change model and train")
+        result[label] = FrozenConfigDict(_merge(shared, change, f"config.variants.{label}"))
+    return result
+
+
+def selected(config):
+    """Labels that `config.only` picks, in the order of the config."""
+    labels = list(variants(config))
+    wanted = [label.strip() for label in config.only.split(",") if label.strip()] or labels
+    for label in wanted:
+        if label not in labels:
+            raise SettingsError(
+                f"config.only={config.only!r}: unknown variant {label!r}, want some of {', '.join(labels)}"
+            )
+    return [label for label in labels if label in wanted]
+
+
+def seeds(config):
+    """The seeds that every variant is trained with."""
+    return list(range(config.seed, config.seed + config.seeds))
+
+
+def claim(workdir, config, fingerprint, overwrite):
+    """Makes `workdir` the home of this config, or finds that it is already.
+
+    Args:
+      workdir: folder of the run, made if missing.
+      config: the config, written to `config.json`.
+      fingerprint: {"sha256": ...} of the data, written to `data.json`; other data is refused like another config.
+      overwrite: removes what an earlier run wrote there.
+
+    Returns:
+      An open file that holds the lock on the folder until the process ends, however it ends.
+
+    Raises:
+      SettingsError: a run with another config or other data, files that are no run, or a process already at work.
+    """
+    stored = read_json(workdir / "config.json")
+    begun = {".lock", "config.json.part"}  # what a run leaves that was killed before it had written its config
+    if stored is None and workdir.exists() and any(item.name not in begun for item in workdir.iterdir()):
+        raise SettingsError(f"--workdir={workdir}: holds files that are not a run; name a new or empty folder")
+    if stored is not None and "variants" not in stored:
+        raise SettingsError(f"--workdir={workdir}: its config.json is not from a comparison; name another folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(workdir)
+    if overwrite and stored is not None:
+        _remove_run(workdir, stored)
+        stored = None
+    config = json.loads(json.dumps(config.to_dict()))  # as it reads back: tuples become lists
+    known = read_json(workdir / "data.json")
+    if stored is not None:
+        changes = difference(stored, config) + difference(known or fingerprint, fingerprint, "data")
+        if changes:
+            raise SettingsError(
+                f"--workdir={workdir} holds a run with other settings ({'; '.join(changes)}); "
+                "give --overwrite to start anew or another --workdir"
+            )
+    if stored != config or known is None:
+        write_json(workdir / "config.json", config)
+        write_json(workdir / "data.json", fingerprint)
+    return lock
+
+
+def difference(old, new, prefix="config"):
+    """What changed, as lines `path: old -> new`; the fields of FREE are not looked at.
+
+    >>> difference({"seed": 0, "data": {"length": 512}}, {"seed": 0, "data": {"length": 256}})
+    ['config.data.length: 512 -> 256']
+    """
+    old, new = _flatten(old), _flatten(new)
+    fields = [field for field in old | new if field not in FREE and old.get(field) != new.get(field)]
+    show = lambda fields, field: json.dumps(fields[field]) if field in fields else "(absent)"  # noqa: E731
+    return [f"{prefix}.{field}: {show(old, field)} -> {show(new, field)}" for field in fields]
+
+
+def _check_rules(config):
+    given = _flatten({name: value for name, value in config.items() if name not in ("model", "variants")})
+    for field in given.keys() - RULES.keys():
+        raise SettingsError(f"config.{field}: unknown field, want one of {', '.join(RULES)}")
+    for field, (kind, good, wanted) in RULES.items():
+        if field not in given:
+            raise SettingsError(f"config.{field} is missing, want {kind.__name__}, {wanted}")
+        if type(given[field]) is not kind or not good(given[field]):
+            raise SettingsError(f"config.{field}={given[field]!r}: want {kind.__name__}, {wanted}")
+    train = config.train
+    if train.warmup_steps >= train.steps:
+        raise SettingsError(
+            f"config.train.warmup_steps={train.warmup_steps}: want fewer than train.steps={train.steps}"
+        )
+
+
+def _merge(base, change, path):
+    result = dict(base)
+    for name, new in change.items():
+        if name not in base:
+            raise SettingsError(f"{path}.{name}: unknown field, want one of {', '.join(base)}")
+        old, kind = base[name], type(base[name])
+        if isinstance(new, int) and not isinstance(new, bool) and kind is float:
+            new = float(new)
+        if type(new) is not kind:
+            raise SettingsError(f"{path}.{name}={new!r}: want {kind.__name__}")
+        whole = not isinstance(new, dict) or path.endswith(".model") and name in ("attention", "rope_scaling")
+        result[name] = new if whole else _merge(old, new, f"{path}.{name}")
+    return result
+
+
+def _flatten(tree, prefix=""):
+    """Nested dicts -> {"a.b": leaf}; an empty dict is a leaf."""
+    flat = {}
+    for name, value in tree.items():
+        nested = isinstance(value, (dict, ConfigDict, FrozenConfigDict)) and len(value)
+        flat.update(_flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
+def _lock(workdir):
+    handle = open(workdir / ".lock", "a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SettingsError(f"--workdir={workdir}: another process is at work there; wait for it or stop it") from None
+    return handle
+
+
+def _remove_run(workdir, stored):
+    """Removes what a run writes, and nothing else: a mistyped folder must not lose the user's files."""
+    labels = list(stored["variants"]) or [stored["model"]["attention"]["name"]]
+    for name in ["figures", *labels]:
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in ["comparison.json", "comparison.csv", "report.html", "data.json", "config.json"]:
+        (workdir / name).unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""The training step: parts of a batch equal the batch, two devices equal one, dropout and decay where they belong."""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from configs.compare_text import get_config
+from experiment import learner, optimizers
+from experiment.learner import check_learner, make_learner, make_step
+from tasks import text
+
+
+def tiny(**changes):
+    config = get_config()
+    config.data.length = 11
+    config.model.update(width=6, depth=1, num_heads=3, num_kv_heads=3, mlp_width=5, scan_layers=False)
+    config.train.update(steps=7, warmup_steps=2, batch_size=6, optimizer="adamw", learning_rate=1e-2)
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return FrozenConfigDict(config)
+
+
+def tokens_of(config, step):
+    data = np.random.default_rng(step).integers(0, 256, (config.train.batch_size, config.data.length + 1), np.uint8)
+    return data.reshape(config.train.accumulate, -1, config.data.length + 1)
+
+
+@functools.cache
+def run(config, seed=0):
+    """Losses of the first three steps, and the state after them."""
+    one = make_learner(config, seed)
+    step, state, losses = make_step(one, config, text.losses), one.state, []
+    for i in range(3):
+        state, metrics = step(state, tokens_of(config, i))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def test_first_loss_is_that_of_a_uniform_guess():
+    losses, state = run(tiny())
+    assert losses[0] == pytest.approx(math.log(256), rel=0.02)
+    assert int(state["step"]) == 3
+
+
+def test_accumulation_equals_the_large_batch():
+    whole, state = run(tiny())
+    parts, other = run(tiny(train__accumulate=3))
+    np.testing.assert_allclose(parts, whole, rtol=3e-6)  # sums in another order: a few float32 roundings
+    for one, two in zip(jax.tree.leaves(state["params"]), jax.tree.leaves(other["params"]), strict=True):
+        # Adam divides by the root of the second moment, so a parameter moves by up to the learning rate for any
+        # gradient; where the gradient is rounding alone, so is the direction. Such entries are few.
+        close = np.isclose(one, two, rtol=1e-3, atol=1e-5)
+        assert close.mean() > 0.98
+
+
+def test_dropout_repeats_by_seed_and_step_and_is_off_without_a_rate():
+    dropping = tiny(model__dropout=0.5)
+    assert run(dropping)[0] == run.__wrapped__(dropping)[0]  # compiled and run anew
+    assert run(dropping)[0][0] != run(tiny())[0][0]
+
+
+def test_data_parallel_over_two_devices_equals_one():
+    code = (
+        "import json, jax; from tests.experiment.test_learner import run, tiny;"
+        "losses, state = run(tiny()); leaf = jax.tree.leaves(state['params'])[0];"
+        "print(json.dumps([jax.device_count(), len(leaf.sharding.device_set), losses]))"
+    )
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    devices, holders, losses = json.loads(done.stdout)
+    assert (devices, holders) == (2, 2)
+    np.testing.assert_allclose(losses, run(tiny())[0], rtol=3e-6)
+
+
+def test_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    monkeypatch.setattr(jax, "local_devices", lambda: list("abcd"))
+    used = {}
+    monkeypatch.setattr(learner, "Mesh", lambda devices, _: "".join(devices))
+    for batch_size, accumulate in ((1, 1), (6, 1), (6, 3), (8, 1), (10, 1)):
+        used[batch_size, accumulate] = learner.data_mesh(
+            tiny(train__batch_size=batch_size, train__accumulate=accumulate).train
+        )
+    assert used == {(1, 1): "a", (6, 1): "abc", (6, 3): "ab", (8, 1): "abcd", (10, 1): "ab"}
+
+
+def test_check_learner():
+    check_learner(tiny(), 256)
+    with pytest.raises(ValueError, match="config.train.optimizer='sgd': unknown, want one of adamw, muon"):
+        check_learner(tiny(train__optimizer="sgd"), 256)
+    with pytest.raises(ValueError, match="config.train.batch_size=6: want a multiple of config.train.accumulate=4"):
+        check_learner(tiny(train__accumulate=4), 256)
+    with pytest.raises(ValueError, match="config.model.name='mamba': unknown, want one of transformer"):
+        check_learner(tiny(model__name="mamba"), 256)
+    with pytest.raises(ValueError, match="config.model.vocab_size=100: the task needs 256"):
+        check_learner(tiny(model__vocab_size=100), 256)
+
+
+class TestOptimizers:
+    def params(self):
+        return make_learner(tiny(), 0).state["params"]
+
+    def test_schedule_warms_up_and_falls_to_the_fraction(self):
+        _, schedule = optimizers.make(tiny(train__learning_rate=0.3, train__final_fraction=0.1).train)
+        rates = [float(schedule(step)) for step in range(8)]
+        assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+        assert rates[2:] == sorted(rates[2:], reverse=True) and rates[7] == pytest.approx(0.03)
+
+    def test_only_matrices_decay(self):
+        decays = optimizers.is_matrix(self.params())
+        names = {jax.tree_util.keystr(path): on for path, on in jax.tree_util.tree_leaves_with_path(decays)}
+        assert {name for name, on in names.items() if not on} == {name for name in names if "norm" in name}
+        assert names["['embedding']"] and names["['blocks']['mlp']['into']"]
+
+    @pytest.mark.parametrize("name", list(optimizers.OPTIMIZERS))
+    def test_decay_without_gradient_shrinks_matrices_only(self, name):
+        params = self.params()
+        transformation, schedule = optimizers.make(tiny(train__optimizer=name, train__weight_decay=0.5).train)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = jax.jit(transformation.update)(zeros, transformation.init(params), params)
+        matrix, norm = params["blocks"]["mlp"]["into"], updates["blocks"]["mlp_norm"]["scale"]
+        np.testing.assert_allclose(updates["blocks"]["mlp"]["into"], -0.5 * float(schedule(0)) * matrix, rtol=1e-5)
+        assert not norm.any()
+
+    def test_muon_gives_matrices_orthogonal_updates(self):
+        params = self.params()
+        transformation, schedule = optimizers.make(tiny(train__optimizer="muon", train__weight_decay=0.0).train)
+        grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(3), x.shape), params)
+        updates, _ = jax.jit(transformation.update)(grads, transformation.init(params), params)
+        for update, rows in (
+            (updates["blocks"]["attention"]["query"], 6),
+            (updates["blocks"]["attention"]["out"], 6),
+            (updates["blocks"]["mlp"]["into"], 6),
+        ):
+            values = np.linalg.svd(np.asarray(update[0]).reshape(rows, -1), compute_uv=False)
+            scale = 0.2 * math.sqrt(6) * float(schedule(0))
+            assert (values > 0.5 * scale).all() and (values < 1.4 * scale).all()  # Newton-Schulz stops near 1

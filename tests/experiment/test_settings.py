@@ -1,0 +1,230 @@
+"""Settings: one-line refusals, variants by merging, and a folder that remembers its config."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs.compare_text import get_config
+from experiment import settings
+
+CONFIG = "configs/compare_text.py"
+
+
+def parse(*args):
+    return settings.parse(["train.py", *args], flags.FlagValues(), "usage", CONFIG).config
+
+
+def changed(**fields):
+    config = get_config()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+class TestParse:
+    def test_flags_change_the_config(self):
+        config = parse("--config.train.steps=7", "--config.scaling.lengths=3,5", "--config.only=full")
+        assert (config.train.steps, config.scaling.lengths, config.only) == (7, (3, 5), "full")
+
+    def test_config_file_may_be_named_last(self, tmp_path):
+        (tmp_path / "mine.py").write_text("from configs.compare_text import get_config")
+        assert parse("--config.train.steps=7", f"--config={tmp_path / 'mine.py'}").train.steps == 7
+
+    @pytest.mark.parametrize(
+        "argument, message",
+        [
+            ("--config.train.step=3", "--config.train.step: unknown field 'step'; did you mean steps"),
+            ("--config.xyz=3", "--config.xyz: unknown field 'xyz'; known here: "),
+            ("--config.seed.deeper=3", "--config.seed.deeper: unknown field 'deeper'; known here: none"),
+            ("--config.variants.windw.model=3", "unknown field 'windw'; did you mean window"),
+            ("--config.train.steps=many", "--config.train.steps=many: invalid literal for int()"),
+            ("--config.train.steps=3.5", "--config.train.steps=3.5"),
+            ("--config.model.remat=perhaps", "--config.model.remat=perhaps"),
+            ("--config=nowhere.py", "--config=nowhere.py: no such file"),
+            ("--config.model.attention.name=linear", "every variant sets its own; change config.variants.full.model."),
+            ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
+            ("runs/x", "'runs/x': not a flag, want --FLAG=VALUE"),
+        ],
+    )
+    def test_faults_are_one_line(self, argument, message):
+        with pytest.raises(settings.SettingsError) as caught:
+            parse(argument)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_config_file_that_does_not_load(self, tmp_path):
+        (tmp_path / "broken.py").write_text("def get_config(:\n")
+        with pytest.raises(settings.SettingsError, match="broken.py: invalid syntax") as caught:
+            parse(f"--config={tmp_path / 'broken.py'}")
+        assert "\n" not in str(caught.value)
+
+    def test_attention_can_be_chosen_once_the_variants_are_dropped(self):
+        config = parse("--config.variants={}", "--config.model.attention={'name': 'window', 'window': 5}")
+        assert list(settings.variants(config)) == ["window"]
+
+    def test_help_shows_usage_and_flags(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            parse("--help")
+        assert caught.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+class TestCheck:
+    def test_shipped_config_passes(self):
+        settings.check(get_config())
+
+    @pytest.mark.parametrize(
+        "field, value, message",
+        [
+            ("data__length", 0, "config.data.length=0: want int, at least 1"),
+            ("data__length", -512, "config.data.length=-512: want int, at least 1"),
+            ("train__learning_rate", float("nan"), "config.train.learning_rate=nan: want float, above 0"),
+            ("train__warmup_steps", 10**6, "config.train.warmup_steps=1000000: want fewer than train.steps"),
+            ("train__keep_checkpoints", 1, "config.train.keep_checkpoints=1: want int, at least 2"),
+            ("scaling__lengths", (64, 0), "want tuple, positive integers"),
+            ("task", "txt", "config.task='txt': unknown, want one of text"),
+            ("only", "full,windw", "unknown variant 'windw', want some of full, window"),
+        ],
+    )
+    def test_out_of_range(self, field, value, message):
+        with pytest.raises(settings.SettingsError) as caught:
+            settings.check(changed(**{field: value}))
+        assert message in str(caught.value)
+
+    def test_unknown_and_missing_fields_of_a_config_file(self):
+        config = get_config()
+        config.train.momentum = 0.9
+        with pytest.raises(settings.SettingsError, match="config.train.momentum: unknown field"):
+            settings.check(config)
+        config = get_config()
+        del config.train.steps
+        with pytest.raises(settings.SettingsError, match="config.train.steps is missing, want int"):
+            settings.check(config)
+
+    def test_every_rule_has_its_field_in_the_shipped_config(self):
+        flat = get_config().to_dict()
+        flat.pop("model"), flat.pop("variants")
+        assert set(settings._flatten(flat)) == set(settings.RULES)
+
+
+class TestVariants:
+    def test_fields_merge_and_attention_is_replaced(self):
+        config = get_config()
+        config.variants = ConfigDict({"new": {"model": {"width": 64, "attention": {"name": "window", "window": 5}}}})
+        config.model.attention = ConfigDict({"name": "linear", "chunk_size": 3})
+        new = settings.variants(config)["new"]
+        assert new.model.attention.to_dict() == {"name": "window", "window": 5}
+        assert (new.model.width, new.model.depth) == (64, config.model.depth)
+
+    def test_order_is_that_of_the_config(self):
+        labels = ["full", "window", "longformer", "sparse_transformer", "bigbird", "linear"]
+        assert list(settings.variants(get_config())) == labels
+        assert settings.selected(changed(only="linear, full")) == ["full", "linear"]
+
+    def test_no_variants_is_a_comparison_of_one(self):
+        config = get_config()
+        config.variants = ConfigDict()
+        assert list(settings.variants(config)) == ["full"]
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"data": {"length": 3}}, "config.variants.x.data: a variant may only change model and train"),
+            ({"model": {"widht": 3}}, "config.variants.x.model.widht: unknown field"),
+            ({"model": {"width": "3"}}, "config.variants.x.model.width='3': want int"),
+            ({"model": {"attention": "full"}}, "config.variants.x.model.attention='full': want dict"),
+            ({"train": {"steps": True}}, "config.variants.x.train.steps=True: want int"),
+            ({"train": {"steps": 0}}, "variant x: config.train.steps=0: want int, at least 1"),
+        ],
+    )
+    def test_wrong_changes(self, change, message):
+        config = get_config()
+        config.variants = ConfigDict({"x": change})
+        with pytest.raises(settings.SettingsError) as caught:
+            settings.check(config)
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize("label", ["figures", "a/b", "-x", ""])
+    def test_labels_must_name_a_folder(self, label):
+        config = get_config()
+        config.variants = ConfigDict({label: {}})
+        with pytest.raises(settings.SettingsError, match="names a folder"):
+            settings.variants(config)
+
+
+class TestClaim:
+    def claim(self, folder, config=None, sha256="a", overwrite=False):
+        settings.claim(folder, config or get_config(), {"sha256": sha256}, overwrite).close()
+
+    def test_same_config_goes_on(self, tmp_path):
+        for _ in range(2):
+            self.claim(tmp_path / "run")
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == get_config().train.steps
+
+    def test_changed_config_is_refused_with_the_difference(self, tmp_path):
+        self.claim(tmp_path / "run")
+        with pytest.raises(settings.SettingsError, match=r"\(config.data.length: 512 -> 64; config.seed: 0 -> 3\)"):
+            self.claim(tmp_path / "run", changed(data__length=64, seed=3))
+
+    def test_changed_data_is_refused(self, tmp_path):
+        self.claim(tmp_path / "run")
+        with pytest.raises(settings.SettingsError, match='data.sha256: "a" -> "b"'):
+            self.claim(tmp_path / "run", sha256="b")
+
+    def test_how_much_to_run_may_change(self, tmp_path):
+        self.claim(tmp_path / "run")
+        self.claim(tmp_path / "run", changed(only="full", seeds=3))
+
+    def test_overwrite_removes_the_run_and_nothing_else(self, tmp_path):
+        self.claim(tmp_path / "run")
+        (tmp_path / "run" / "full").mkdir()
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+        (tmp_path / "run" / "comparison.json").write_text("{}")
+        self.claim(tmp_path / "run", changed(seed=3), overwrite=True)
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+            ".lock", "config.json", "data.json", "notes.txt"
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_folder_that_is_no_run_is_left_alone(self, tmp_path, overwrite):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(settings.SettingsError, match="holds files that are not a run"):
+            self.claim(tmp_path, overwrite=overwrite)
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(settings.SettingsError, match="not from a comparison"):
+            self.claim(tmp_path, overwrite=overwrite)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "thesis.tex"]
+
+    @pytest.mark.parametrize("lost", [("config.json", "data.json"), ("data.json",)])
+    def test_killed_while_claiming_goes_on(self, tmp_path, lost):
+        self.claim(tmp_path / "run")
+        for name in lost:
+            (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / "config.json.part").write_text('{"see')
+        for _ in range(2):
+            self.claim(tmp_path / "run")
+        with pytest.raises(settings.SettingsError, match="data.sha256"):
+            self.claim(tmp_path / "run", sha256="b")
+
+    def test_second_process_is_refused_until_the_first_ends(self, tmp_path):
+        code = (
+            "import sys, pathlib; from experiment import settings; from configs.compare_text import get_config;"
+            "settings.claim(pathlib.Path(sys.argv[1]), get_config(), {}, False)"
+        )
+        lock = settings.claim(tmp_path / "run", get_config(), {}, False)
+        call = [sys.executable, "-c", code, str(tmp_path / "run")]
+        assert "another process is at work there" in subprocess.run(call, capture_output=True, text=True).stderr
+        lock.close()
+        assert subprocess.run(call, capture_output=True).returncode == 0
+
+
+def test_difference_shows_paths_that_came_and_went():
+    old = {"model": {"width": 8, "attention": {"name": "window", "window": 3}}, "only": ""}
+    new = copy.deepcopy(old) | {"only": "full"}
+    new["model"]["attention"] = {"name": "linear"}
+    assert settings.difference(old, new) == [
+        'config.model.attention.name: "window" -> "linear"',
+        "config.model.attention.window: 3 -> (absent)",
+    ]

@@ -1,0 +1,310 @@
+"""train.py and eval.py from their command lines: what they write, refuse, survive and repeat."""
+
+import errno
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import eval as evaluation
+import train
+from configs.compare_text import get_config
+from experiment import checkpoint
+from experiment.progress import Progress
+from experiment.records import read_json, read_rows, write_json
+
+TINY = [
+    "--config.data.length=13",
+    "--config.data.validation_bytes=400",
+    "--config.model.width=6",
+    "--config.model.depth=1",
+    "--config.model.num_heads=3",
+    "--config.model.num_kv_heads=3",
+    "--config.model.mlp_width=5",
+    "--config.train.optimizer=adamw",
+    "--config.train.steps=7",
+    "--config.train.warmup_steps=2",
+    "--config.train.batch_size=2",
+    "--config.train.evaluate_every=3",
+    "--config.train.evaluate_bytes=100",
+    "--config.train.checkpoint_every=2",
+    "--config.scaling.seconds=0",
+]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """A text of the user's own."""
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_bytes("".join(f"{n} bottles of beer on the wall.\n" for n in range(300)).encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(story):
+    """Returns a function: flags -> the command line of a tiny run in a folder."""
+
+    def build(workdir, *changes, only="full"):
+        own = [f"--workdir={workdir}", f"--config.data.path={story}", f"--config.only={only}"]
+        return ["train.py", *TINY, *own, *changes]
+
+    return build
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Leaves out the figures, which these tests do not look at."""
+    monkeypatch.setattr("experiment.report.write_report", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """A comparison of two variants that ran through."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main(command(workdir, only="full,linear")) == 0
+    return workdir
+
+
+def numbers(workdir, label="full", seed=0):
+    """Everything of a run that must repeat bit for bit."""
+    rows = read_rows(workdir / label / f"seed{seed}" / "metrics.jsonl")
+    result = read_json(workdir / label / f"seed{seed}" / "result.json")
+    return [{**row, "seconds": None} for row in rows], result["quality"], result["bits"], result["stderr"]
+
+
+class TestFinished:
+    def test_leaves_what_the_design_lists(self, finished):
+        for name in ("config.json", "comparison.json", "comparison.csv", "report.html", "full/seed0/metrics.jsonl"):
+            assert (finished / name).stat().st_size > 0
+        assert list(finished.glob("figures/*.png"))
+        assert list(finished.glob("linear/seed0/events.out.tfevents.*"))
+        assert checkpoint.steps(finished / "full" / "seed0" / "checkpoints") == [6, 7]
+
+    def test_comparison_holds_the_schema(self, finished):
+        table = read_json(finished / "comparison.json")
+        assert table["metric"] == {"name": "validation bits per byte", "higher_is_better": False}
+        assert {"task", "device", "versions", "baselines", "command", "date"} <= set(table)
+        assert [variant["name"] for variant in table["variants"]] == ["full", "linear"]
+        for variant in table["variants"]:
+            assert {"parameters", "train_tokens_per_second", "forward_tokens_per_second", "step_ms", "scaling"} < set(
+                variant
+            )
+            assert {"compile_seconds", "peak_memory_bytes", "flops_per_step", "attention", "error"} < set(variant)
+            assert set(variant["quality"]) == {"mean", "stderr", "values", "stderr_over"}
+            assert 0 < variant["quality"]["mean"] < 9 and variant["error"] is None
+        full, linear = table["variants"]
+        assert full["difference"] is None
+        gap = linear["quality"]["mean"] - full["quality"]["mean"]
+        assert linear["difference"]["mean"] == pytest.approx(gap) and linear["difference"]["to"] == "full"
+
+    def test_quality_is_total_bits_over_total_bytes(self, finished):
+        result = read_json(finished / "full" / "seed0" / "result.json")
+        data = read_json(finished / "data.json")
+        assert sum(result["sizes"]) == data["validation_bytes"] - data["validation_pieces"]
+        assert result["quality"] == pytest.approx(sum(result["bits"]) / sum(result["sizes"]))
+
+    def test_rows_are_complete(self, finished):
+        rows = read_rows(finished / "full" / "seed0" / "metrics.jsonl")
+        assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 8))
+        assert [row["step"] for row in rows if row["split"] == "validation"] == [3, 6, 7]
+        assert [row["tokens"] for row in rows if row["split"] == "train"] == [26 * step for step in range(1, 8)]
+
+    def test_again_does_nothing_but_print(self, finished, command, capsys, monkeypatch):
+        before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+        monkeypatch.setattr(train, "make_learner", pytest.fail)
+        assert train.main(command(finished, only="full,linear")) == 0
+        out = capsys.readouterr().out
+        assert "full" in out and "linear" in out and "bigram" in out
+        changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+        assert changed == []
+
+    def test_changed_config_is_refused_with_the_difference(self, finished, command, capsys):
+        assert train.main(command(finished, "--config.model.width=12")) == 2
+        assert "config.model.width: 6 -> 12" in capsys.readouterr().err
+
+    def test_changed_text_is_refused(self, finished, command, story, capsys):
+        content = story.read_bytes()
+        story.write_bytes(content.replace(b"beer", b"wine"))
+        try:
+            assert train.main(command(finished)) == 2
+        finally:
+            story.write_bytes(content)
+        assert "data.sha256: " in capsys.readouterr().err
+
+
+class TestEval:
+    def test_repeats_the_quality(self, finished, capsys):
+        assert evaluation.main(["eval.py", f"--workdir={finished}"]) == 0
+        assert "linear" in capsys.readouterr().out
+        found, stored = (read_json(finished / name) for name in ("evaluation_T13.json", "comparison.json"))
+        for one, other in zip(found["variants"], stored["variants"], strict=True):
+            assert one["quality"] == other["quality"]
+
+    def test_other_length(self, finished):
+        assert evaluation.main(["eval.py", f"--workdir={finished}", "--length=29"]) == 0
+        found, stored = (read_json(finished / name) for name in ("evaluation_T29.json", "comparison.json"))
+        assert found["length"] == 29
+        assert found["variants"][0]["quality"]["mean"] != stored["variants"][0]["quality"]["mean"]
+        assert found["baselines"] == stored["baselines"]
+
+    def test_keeps_the_order_of_the_config(self, tmp_path):
+        labels = ["full", "window", "longformer", "sparse_transformer", "bigbird", "linear"]
+        write_json(tmp_path / "config.json", get_config().to_dict())
+        for label in reversed(labels):
+            (tmp_path / label / "seed0").mkdir(parents=True)
+            write_json(tmp_path / label / "seed0" / "result.json", {"label": label})
+        assert list(evaluation.finished(tmp_path)[1]) == labels
+
+    def test_refuses_what_is_missing(self, tmp_path, capsys):
+        assert evaluation.main(["eval.py", f"--workdir={tmp_path}"]) == 2
+        assert "no comparison there" in capsys.readouterr().err
+        assert evaluation.main(["eval.py", f"--workdir={tmp_path}", "--length=0"]) == 2
+        assert evaluation.main(["eval.py", "--lenght=3"]) == 2
+
+
+class TestStopping:
+    def test_sigterm_saves_leaves_and_goes_on_to_the_same_numbers(self, finished, command, tmp_path, monkeypatch):
+        original = Progress.step
+
+        def stop_at_5(self, row, *rest):
+            if row["step"] == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self, row, *rest)
+
+        monkeypatch.setattr(Progress, "step", stop_at_5)
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as caught:
+            train.main(command(tmp_path / "run"))
+        assert caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert checkpoint.steps(tmp_path / "run" / "full" / "seed0" / "checkpoints") == [4, 5]
+        monkeypatch.setattr("experiment.report.write_report", lambda *_: None)
+        monkeypatch.setattr(Progress, "step", original)
+        assert train.main(command(tmp_path / "run")) == 0
+        assert numbers(tmp_path / "run") == numbers(finished)
+
+    def test_torn_newest_checkpoint_goes_on_from_the_one_before(self, finished, command, tmp_path, capsys, no_report):
+        import shutil
+
+        workdir = tmp_path / "run"
+        shutil.copytree(finished, workdir)
+        (workdir / "full" / "seed0" / "result.json").unlink()
+        newest = workdir / "full" / "seed0" / "checkpoints" / "7"
+        for file in newest.rglob("*"):
+            if file.is_file():
+                os.truncate(file, file.stat().st_size // 2)
+        assert train.main(command(workdir)) == 0
+        assert "checkpoints/7 skipped" in capsys.readouterr().err.replace("\n", "")
+        assert numbers(workdir) == numbers(finished)
+
+    def test_full_disk_ends_with_a_line_and_leaves_the_older_checkpoints(
+        self, command, tmp_path, capsys, monkeypatch, no_report
+    ):
+        original = checkpoint.write_json
+
+        def full_at_6(path, content):
+            if path.name == "6.json":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(path, content)
+
+        monkeypatch.setattr(checkpoint, "write_json", full_at_6)
+        assert train.main(command(tmp_path / "run")) == 1
+        err = capsys.readouterr().err
+        assert "train.py: disk full: no space left to save step 6" in err and "[2, 4] are intact" in err
+        assert checkpoint.steps(tmp_path / "run" / "full" / "seed0" / "checkpoints") == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def diverged(command, tmp_path_factory):
+    """A comparison of two variants of which one cannot go well: its folder, command line and exit code."""
+    workdir = tmp_path_factory.mktemp("runs") / "diverged"
+    (workdir.parent / "two.py").write_text(
+        "from configs import compare_text\n"
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    config = compare_text.get_config()\n"
+        "    wild = {'train': {'learning_rate': 1e30}}\n"
+        "    config.variants = ConfigDict({'wild': wild, 'calm': {}}, sort_keys=False)\n"
+        "    return config\n"
+    )
+    program, *flags = command(workdir, only="")
+    line = [program, f"--config={workdir.parent / 'two.py'}", *flags]
+    return workdir, line, train.main(line)
+
+
+class TestDivergence:
+    def test_stops_that_variant_and_goes_on_with_the_others(self, diverged):
+        workdir, _, code = diverged
+        wild, calm = read_json(workdir / "comparison.json")["variants"]
+        assert code == 0
+        assert wild["quality"]["mean"] is None and wild["beats_bigram"] is False
+        assert calm["error"] is None and calm["quality"]["mean"] > 0
+
+    def test_names_step_learning_rate_and_last_good_checkpoint(self, diverged):
+        workdir, _, _ = diverged
+        error = read_json(workdir / "wild" / "seed0" / "result.json")["error"]
+        last = read_rows(workdir / "wild" / "seed0" / "metrics.jsonl")[-1]
+        assert f"at step {last['step']}, learning rate " in error
+        assert "checkpoint" in error and (last["loss"] is None or last["grad_norm"] is None)
+
+    def test_again_only_prints(self, diverged, monkeypatch):
+        _, line, _ = diverged
+        monkeypatch.setattr(train, "make_learner", pytest.fail)
+        assert train.main(line) == 0
+
+    def test_nothing_that_succeeds_is_a_failure(self, command, tmp_path, no_report):
+        assert train.main(command(tmp_path / "run", "--config.train.learning_rate=1e30")) == 1
+
+
+def test_more_seeds_keep_the_finished_one(finished, command, tmp_path, no_report):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = (workdir / "full" / "seed0" / "result.json").read_text()
+    assert train.main(command(workdir, "--config.seeds=2")) == 0
+    assert (workdir / "full" / "seed0" / "result.json").read_text() == before
+    full = read_json(workdir / "comparison.json")["variants"][0]["quality"]
+    assert full["stderr_over"] == "seeds" and len(full["values"]) == 2
+    assert full["mean"] == pytest.approx(np.mean(full["values"]))
+    assert full["stderr"] == pytest.approx(np.std(full["values"], ddof=1) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.train.step=3", "unknown field 'step'; did you mean steps"),
+        ("--config.train.steps=x", "--config.train.steps=x"),
+        ("--config.data.length=0", "config.data.length=0: want int, at least 1"),
+        ("--config.data.path=nowhere", "no such file or folder"),
+        ("--config.data.path=", "T"),
+        ("--config.model.width=7", "variant full: model.width: 7 is not a multiple of num_heads = 3"),
+        ("--config.model.position=alibi", "variant linear: model.position: 'linear' has no scores for 'alibi'"),
+        (
+            "--config.variants.full.model.attention.name=ful",
+            "variant full: model.attention.name: unknown variant 'ful'",
+        ),
+        ("--config.train.optimizer=sgd", "config.train.optimizer='sgd': unknown, want one of adamw, muon"),
+        ("--config.only=ful", "unknown variant 'ful'"),
+    ],
+)
+def test_wrong_settings_end_in_one_line(command, tmp_path, capsys, flag, message):
+    if flag == "--config.data.path=":
+        flag, message = f"--config.data.path={tmp_path}", "the folder holds no visible file"
+    assert train.main([*command(tmp_path / "run"), flag]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("train.py: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_starts_anew(finished, command, tmp_path, no_report):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    assert train.main(command(workdir, "--config.train.steps=3", "--overwrite")) == 0
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 3
+    assert not (workdir / "linear").exists()
+    assert len(read_rows(workdir / "full" / "seed0" / "metrics.jsonl")) == 4

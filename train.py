@@ -1,0 +1,180 @@
+"""Train the variants of a comparison under one budget, then measure, tabulate and draw what each costs and buys.
+
+    python train.py                                            # configs/compare_text.py, minutes on two cores
+    python train.py --config.data.path=FILE_OR_FOLDER          # on your own text
+    python train.py --config=configs/NAME.py --workdir=FOLDER --config.seeds=3
+
+Stop it at any moment and give the same command again: it goes on, to the same numbers. Exit codes: 0 done; 1 every
+variant diverged, or the disk is full; 2 wrong flags, config or data, found before anything is compiled; 143 or 130
+stopped by SIGTERM or SIGINT after saving.
+"""
+
+import datetime
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from eval import evaluate, judge, scorer
+from experiment import checkpoint, comparison, measure, settings
+from experiment.learner import check_learner, data_mesh, make_learner, make_step, split_rows
+from experiment.progress import Interrupt, Progress
+from experiment.records import Metrics, read_json, write_json
+from experiment.scaling import scaling
+from models import transformer
+from tasks import TASKS
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_text.py"
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line `argv` and returns the exit code."""
+    try:
+        config, workdir, corpus, lock = prepare(argv)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    try:
+        with lock:
+            table = compare(config, workdir, corpus, command=shlex.join(["python", *argv]))
+    except Exception as error:
+        if not checkpoint.is_disk_full(error):
+            raise
+        print(f"train.py: disk full: {error}; make room and give the same command again", file=sys.stderr)
+        return 1
+
+    from experiment.report import print_table
+
+    print_table(table)
+    return 0 if any(variant["quality"]["mean"] is not None for variant in table["variants"]) else 1
+
+
+def prepare(argv):
+    """Config, folder, text, and the lock on the folder: whatever is wrong with them is found here, in seconds."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "where results go; the default is runs/<config name>", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "start anew: remove what an earlier run left", flag_values=values)
+    config = settings.parse(argv, values, __doc__, DEFAULT_CONFIG).config
+    settings.check(config)
+    for label, variant in settings.variants(config).items():
+        with settings.naming(f"variant {label}"):
+            transformer.check(variant.model, config.data.length)
+            check_learner(variant, TASKS[config.task].VOCABULARY)
+    corpus = TASKS[config.task].load(config.data)
+    workdir = Path(values.workdir or f"runs/{Path(settings.config_path(argv, DEFAULT_CONFIG)).stem}")
+    lock = settings.claim(workdir, config, TASKS[config.task].describe(corpus), values.overwrite)
+    return config, workdir, corpus, lock
+
+
+def compare(config, workdir, corpus, command):
+    """Trains and measures what is not done yet, writes the report if anything is new, returns comparison.json."""
+    labels, seeds, variants = settings.selected(config), settings.seeds(config), settings.variants(config)
+    runs = [(label, seed) for label in labels for seed in seeds]
+    with Interrupt() as interrupt, Progress(sum(variants[label].train.steps for label, _ in runs)) as progress:
+        used, present = data_mesh(config.train).size, jax.local_device_count()
+        if used < present:
+            progress.warn(
+                f"{used} of {present} devices used: config.train.batch_size={config.train.batch_size} splits no further"
+            )
+        for number, (label, seed) in enumerate(runs, 1):
+            progress.phase(f"[{number}/{len(runs)}] {label}" + f", seed {seed}" * (len(seeds) > 1))
+            train(variants[label], corpus, workdir, label, seed, progress, interrupt)
+        for label in labels:
+            path = workdir / label / "scaling.json"
+            if not path.exists():
+                progress.phase(f"timing {label} attention at growing length")
+                write_json(path, scaling(variants[label].model, config.scaling))
+        table = comparison.compare(workdir, config, TASKS[config.task].METRIC, comparison.results(workdir, config))
+        stored = read_json(workdir / "comparison.json")
+        if stored is not None and table.items() <= stored.items():
+            return stored
+        progress.phase("drawing the report")
+        date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        return report(table | {"command": command, "date": date}, workdir, config)
+
+
+def train(config, corpus, workdir, label, seed, progress, interrupt):
+    """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
+    folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
+    if (folder / "result.json").exists():
+        return progress.skip(budget.steps)
+
+    # Task: windows for the judgement, and a fixed part of them to look at on the way.
+    windows = task.windows(corpus.validation, config.data.length)
+    stride = math.ceil(windows[1].sum() / budget.evaluate_bytes)
+    glance = tuple(array[::stride] for array in windows)
+
+    # Model, optimiser, and the one step that changes them; the newest checkpoint that is whole.
+    learner = make_learner(config, seed)
+    score = scorer(learner, task)
+    step, state = checkpoint.restore(folder / "checkpoints", learner.state, progress.warn)
+    state = state or learner.state
+    progress.skip(step)
+
+    def batch(step):
+        shape = budget.accumulate, budget.batch_size // budget.accumulate, config.data.length + 1
+        tokens = task.batch(corpus, seed, step, budget.batch_size, config.data.length).reshape(shape)
+        return jax.device_put(tokens, split_rows(state["params"], axis=1))
+
+    program = measure.compile(make_step(learner, config, task.losses), state, batch(step))
+
+    # Loop: a signal waits for the end of the step and for its checkpoint.
+    error, size = None, budget.batch_size * config.data.length
+    with Metrics(folder, step) as metrics, interrupt.hold():
+        while step < budget.steps:
+            tokens = jax.block_until_ready(batch(step))
+            begin = time.perf_counter()
+            state, numbers = program.call(state, tokens)
+            numbers = jax.device_get(numbers)
+            step, seconds = step + 1, time.perf_counter() - begin
+            metrics.train(step, numbers, seconds, size)
+            progress.step(metrics.rows[-1], budget.steps, size, seconds)
+            if not all(map(math.isfinite, numbers.values())):
+                error = diverged(step, numbers, folder / "checkpoints")
+                break
+            if step % budget.evaluate_every == 0 or step == budget.steps:
+                bits, sizes, _ = evaluate(score, state["params"], glance, budget.batch_size)
+                metrics.validation(bits.sum() / sizes.sum())
+            if step % budget.checkpoint_every == 0 or step == budget.steps or interrupt.pending:
+                metrics.sync()
+                checkpoint.save(folder / "checkpoints", step, state, budget.keep_checkpoints)
+            if interrupt.pending:
+                interrupt.leave()
+
+    # Judgement, on every validation window.
+    quality = {}
+    if not error:
+        progress.phase(f"judging {label}")
+        quality = judge(score, state["params"], windows, config)
+        if not math.isfinite(quality["quality"]):
+            error, quality = f"validation loss is {quality['quality']} after {step} steps", {}
+    if error:
+        progress.warn(f"{label}: {error}")
+    result = comparison.result(label, seed, error, program, state["params"], metrics, quality)
+    write_json(folder / "result.json", result)
+
+
+def diverged(step, numbers, folder):
+    """Says in one line when the loss broke, at what learning rate, and which checkpoint still is good."""
+    name = "grad_norm" if math.isfinite(numbers["loss"]) else "loss"
+    good = checkpoint.steps(folder)
+    last = f"last good checkpoint {folder / str(good[-1])}" if good else "no checkpoint before it"
+    return f"{name} became {numbers[name]} at step {step}, learning rate {numbers['learning_rate']:.3g}; {last}"
+
+
+def report(table, workdir, config):
+    """Writes figures, page and CSV, and last of all comparison.json, whose presence says that everything is there."""
+    from experiment.report import write_csv, write_report  # matplotlib takes a second to import
+
+    write_report(workdir, table, comparison.curves(workdir, config), config)
+    write_csv(workdir, table)
+    write_json(workdir / "comparison.json", table)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
