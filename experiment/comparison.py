@@ -71,7 +71,9 @@ def compare(workdir, config, metric, results):
     for label, found in results.items():
         variant = _variant(label, configs[label], found, data["baselines"])
         variant["scaling"] = read_json(workdir / label / "scaling.json")
-        variant["difference"] = _difference(found, next(iter(results.items())))
+        variant["differences"] = {
+            other: gap for other in results if other != label and (gap := _difference(found, results[other]))
+        }
         variants.append(variant)
     return {
         "task": config.task,
@@ -142,17 +144,16 @@ def _quality(results):
     return {"mean": float(np.mean(values)), "stderr": stderr, "stderr_over": "seeds", "values": values}
 
 
-def _difference(results, reference):
-    """How much better or worse than the first variant, pair by pair: far sharper than the two error bars apart.
+def _difference(results, others):
+    """How much more than another variant, pair by pair: far sharper than the two error bars apart.
 
     With one seed the pairs are the validation pieces, which both variants were judged on; with more, the seeds.
     """
-    label, others = reference
     others = {result["seed"]: result for result in others if result["error"] is None}
     pairs = [
         (result, others[result["seed"]]) for result in results if result["error"] is None and result["seed"] in others
     ]
-    if not pairs or pairs[0][0] is pairs[0][1]:
+    if not pairs:
         return None
     gaps = np.asarray([one["quality"] - other["quality"] for one, other in pairs])
     if len(pairs) > 1:
@@ -160,7 +161,7 @@ def _difference(results, reference):
     else:
         one, other = pairs[0]
         stderr, over = summarise(np.subtract(one["bits"], other["bits"]), one["sizes"])[1], "files"
-    return {"to": label, "mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
+    return {"mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
 
 
 def _processor():

@@ -48,14 +48,14 @@ def resolved(first, second, paired=True) -> bool | None:
     """Whether two qualities differ by more than two standard errors; None where an error bar is missing.
 
     The error of the difference is the paired one, file by file or seed by seed, where one of the two records it in its
-    `difference` to the other. Without it, or with `paired=False`, the two errors count as independent,
+    `differences`. Without it, or with `paired=False`, the two errors count as independent,
     sqrt(e1^2 + e2^2): cautious, because a hard file is hard for both.
 
     >>> def scored(name, mean, stderr): return {"name": name, "quality": {"mean": mean, "stderr": stderr}}
     >>> near, far = scored("near", 2.55, 0.03), scored("far", 2.60, 0.03)
     >>> resolved(scored("best", 2.50, 0.03), near), resolved(scored("best", 2.50, 0.03), far)
     (False, True)
-    >>> resolved(scored("best", 2.50, 0.03), near | {"difference": {"to": "best", "stderr": 0.01}})
+    >>> resolved(scored("best", 2.50, 0.03), near | {"differences": {"best": {"stderr": 0.01}}})
     True
     """
     error = _paired_error(first, second) if paired else None
@@ -155,8 +155,8 @@ def _names(variants) -> str:
 
 def _paired_error(first, second):
     for one, other in ((first, second), (second, first)):
-        if (one.get("difference") or {}).get("to") == other["name"]:
-            return number(one, "difference", "stderr")
+        if (error := number(one, "differences", other["name"], "stderr")) is not None:
+            return error
     return None
 
 

@@ -81,10 +81,11 @@ def _quality_cell(comparison, value, state, variant):
     text = f"{value:.3f}" if variant is None else with_error(variant)
     mark = _marked(text, {"best": "best", "tie": "tie", "weak": "bad", "failed": "bad"}.get(state, ""))
     notes = [f"worse than {strongest_baseline(comparison)[0]}"] if state == "weak" else []
-    if number(variant, "difference", "mean") is not None:
-        gap = variant["difference"]
+    reference = comparison["variants"][0]["name"]
+    if variant is not None and number(variant, "differences", reference, "mean") is not None:
+        gap = variant["differences"][reference]
         error = "" if gap.get("stderr") is None else f" ± {gap['stderr']:.3f}"
-        notes.append(f"{gap['mean']:+.3f}{error} against {gap['to']}")
+        notes.append(f"{gap['mean']:+.3f}{error} against {reference}")
     words = "".join(f"<small>{escape(note)}</small>" for note in notes)
     return f'<td data-value="{value}">{mark}{_interval(comparison, value, variant)}{words}</td>'
 

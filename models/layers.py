@@ -114,7 +114,9 @@ class MLP(nnx.Module):
         self.out = normal(rngs, (config.mlp_width, config.width), residual_std(config.depth))
 
     def __call__(self, x):
-        return jax.nn.gelu(x @ self.into.astype(x.dtype)) @ self.out.astype(x.dtype)
+        # As one list of rows: XLA on CPU splits it over the cores twice as well as [B, T, width] with a small B.
+        rows = x.reshape(-1, x.shape[-1])
+        return (jax.nn.gelu(rows @ self.into.astype(x.dtype)) @ self.out.astype(x.dtype)).reshape(x.shape)
 
 
 class Block(nnx.Module):

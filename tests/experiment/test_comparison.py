@@ -74,16 +74,15 @@ def test_several_seeds_take_it_from_the_seeds(compare):
 def test_difference_is_paired_over_pieces(compare):
     # Pieces differ wildly, the two variants by exactly 0.1 bit on each: a difference without doubt.
     found = compare(result("full", 0, [10.0, 80.0, 31.0]), result("window", 0, [11.0, 81.0, 32.0]))
-    assert found["full"]["difference"] is None
-    assert found["window"]["difference"] == {
-        "to": "full", "mean": pytest.approx(0.1), "stderr": pytest.approx(0.0, abs=1e-12), "stderr_over": "files"
-    }  # fmt: skip
+    surely = {"stderr": pytest.approx(0.0, abs=1e-12), "stderr_over": "files"}
+    assert found["full"]["differences"] == {"window": {"mean": pytest.approx(-0.1), **surely}}
+    assert found["window"]["differences"] == {"full": {"mean": pytest.approx(0.1), **surely}}
 
 
 def test_difference_is_paired_over_common_seeds(compare):
     full = [result("full", seed, [bits]) for seed, bits in enumerate((20.0, 24.0, 31.0))]
     window = [result("window", seed, [bits]) for seed, bits in enumerate((21.0, 27.0))]
-    difference = compare(*full, *window)["window"]["difference"]
+    difference = compare(*full, *window)["window"]["differences"]["full"]
     assert (difference["mean"], difference["stderr_over"]) == (pytest.approx(0.2), "seeds")
     assert difference["stderr"] == pytest.approx(np.std([0.1, 0.3], ddof=1) / 2**0.5)
 
@@ -93,7 +92,7 @@ def test_diverged_variant_keeps_its_place_without_quality(compare):
     found = compare(result("full", 0, [10.0, 20.0]), result("linear", 0, [10.0, 20.0]) | error)
     assert found["linear"]["quality"] == {"mean": None, "stderr": None, "stderr_over": "files", "values": []}
     assert found["linear"]["error"] == "loss became nan at step 3"
-    assert found["linear"]["train_tokens_per_second"] is None and found["linear"]["difference"] is None
+    assert found["linear"]["train_tokens_per_second"] is None and found["linear"]["differences"] == {}
 
 
 def test_one_diverged_seed_is_told_and_the_others_count(compare):

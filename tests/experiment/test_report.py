@@ -155,16 +155,16 @@ def test_a_paired_error_resolves_what_independent_ones_do_not():
     comparison = make(("full", "window"))
     full, window = comparison["variants"]
     assert findings.resolved(full, window) is False
-    window["difference"] = {"to": "full", "mean": 0.019, "stderr": 0.004}
+    window["differences"] = {"full": {"mean": 0.019, "stderr": 0.004}}
     assert findings.resolved(full, window) is findings.resolved(window, full) is True
 
 
 def test_verdicts_never_contradict_the_ranking():
     comparison = make(("full", "window", "bigbird"))
     full, window, bigbird = comparison["variants"]
-    full["difference"] = {"to": "window", "mean": -0.019, "stderr": 0.004}
+    full["differences"] = {"window": {"mean": -0.019, "stderr": 0.004}}
     assert [verdict for _, verdict in findings.leads(comparison)] == [False, False]
-    bigbird["difference"] = {"to": "full", "mean": 0.035, "stderr": 0.004}
+    bigbird["differences"] = {"full": {"mean": 0.035, "stderr": 0.004}}
     assert [verdict for _, verdict in findings.leads(comparison)] == [True, True]
 
 
