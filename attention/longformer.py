@@ -110,6 +110,10 @@ def longformer_attention(
     at_slot = at_slot & used[..., None]
     is_global = at_slot.any(-2)
     real = jnp.ones((*lead, T), bool) if key_mask is None else jnp.broadcast_to(key_mask, (*lead, T))
+    arrays = query, key, value, *_global_arrays((global_query, global_key, global_value), (query, key, value), key_mask)
+    # The parts stay in the wide dtype, so that a narrow one is rounded to once, at the end.
+    dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    query, key, value, global_query, global_key, global_value = (x.astype(wide) for x in arrays)
 
     local = dot_product_attention(
         query, key, value, mask=pattern, key_mask=real & ~is_global, return_residual=True, rng=rngs[0],
@@ -124,16 +128,13 @@ def longformer_attention(
     )  # fmt: skip
     out, _ = merge(*zip(local, to_global, strict=True))
 
-    global_query, global_key, global_value = _global_arrays(
-        (global_query, global_key, global_value), (query, key, value), key_mask
-    )
     from_global = dot_product_attention(
         _gather(global_query, slots), global_key, global_value,
         is_causal=causal, query_positions=slots, key_mask=real,
         query_segment_ids=slot_ids["query_segment_ids"], key_segment_ids=key_segment_ids, rng=rngs[2], **shared,
     )  # fmt: skip
     row = _gather(from_global, at_slot.argmax(-2))  # each token's slot; any where it has none
-    return jnp.where(is_global[..., None, None], row, out)
+    return jnp.where(is_global[..., None, None], row, out).astype(dtype)
 
 
 def window_pattern(window: int, dilation: int | tuple[int, ...], num_heads: int, causal: bool) -> Mask:

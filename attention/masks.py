@@ -128,7 +128,9 @@ def _flatten(mask):
 
 
 def _is_data(mask, name, x):
-    return name in ("mask", "masks", "arrays") or (name in mask.ranks and not isinstance(x, (StaticArray, int, type(None))))
+    return name in ("mask", "masks", "arrays") or (
+        name in mask.ranks and not isinstance(x, (StaticArray, int, type(None)))
+    )
 
 
 def _flatten_with_keys(mask):

@@ -15,8 +15,8 @@ from .masks import Mask
 from .tile import EMPTY, FULL, PARTIAL, Ranges
 
 # Block sizes (queries, keys) worth trying, largest first, with the time a score element takes in one, relative to the
-# best; and the cost of visiting a block, in elements. Large blocks keep several cores busy, small ones waste less at the
-# edge of a pattern. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
+# best; and the cost of visiting a block, in elements. Large blocks keep several cores busy, small ones waste less at
+# the edge of a pattern. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
 ELEMENT_COST = {(512, 256): 1.0, (128, 128): 1.5, (64, 64): 1.6}
 VISIT_COST = 256
 # Small blocks are not worth a plan that is itself large: 2^20 pairs are 8 MB of constants.

@@ -93,6 +93,9 @@ def sparse_transformer_attention(
     if implementation in ("reference", "xla"):
         return dot_product_attention(query, key, value, mask=mask, rng=rng, **vectors, **settings)
     refuse_bias_array(bias, "the sparse form")
+    # The parts stay in the wide dtype, so that a narrow one is rounded to once, at the end.
+    dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    query, key, value = (x.astype(wide) for x in (query, key, value))
     near, far = split_rng(rng, 2)
     if pattern == "strided":
         window = Window(stride - 1, 0 if causal else stride - 1)
@@ -107,7 +110,7 @@ def sparse_transformer_attention(
         first = _within_blocks(query, key, value, inside, stride, vectors, near, settings)
         second = _summaries(query, key, value, stride, _summary(summary, stride), causal, vectors, far, settings)
     out, _ = merge(*zip(first, second, strict=True))
-    return out
+    return out.astype(dtype)
 
 
 def sparse_pattern(pattern: str, stride: int, summary: int | None, causal: bool) -> Mask:

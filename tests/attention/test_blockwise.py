@@ -211,7 +211,9 @@ def test_float64_stays_float64():
 
         def attend(query, key, value, bias):
             more = dict(implementation="blockwise", block_sizes=(4, 5), return_residual=True)
-            return dot_product_attention(query, key, value, [bias, lambda s, q, k, h: s + q - k], is_causal=True, **more)
+            return dot_product_attention(
+                query, key, value, [bias, lambda s, q, k, h: s + q - k], is_causal=True, **more
+            )
 
         results = oracle.value_and_vjp(attend, (*arrays, bias), (d_out, d_lse))
     assert {x.dtype for x in jax.tree.leaves(results)} == {np.dtype(np.float64)}

@@ -97,7 +97,8 @@ def test_values_are_of_the_promised_shape_and_finite(name):
     out, *gradients = run(name)
     assert out.shape == D_OUT.shape and out.dtype == np.float32
     for x, array in zip(gradients, ARRAYS, strict=True):
-        assert x.shape == array.shape and np.isfinite(x).all() and x.any((-1, -2)).all()
+        assert x.shape == array.shape and np.isfinite(x).all()
+        assert x[:, 1:].any((-1, -2)).all()  # the first query, if it sees one key only, cannot change the output
 
 
 @every
@@ -151,7 +152,7 @@ def test_no_look_ahead(name):
         np.testing.assert_array_equal(out[:, :t], expected[0][:, :t])
         assert (out[:, t:] != expected[0][:, t:]).any((0, 2, 3)).all()
         _, *gradients = run(name, d_out=at(late, D_OUT, 0))
-        assert all(not g[:, t:].any() and g[:, :t].any() for g in gradients)
+        assert all(not g[:, t:].any() for g in gradients) and gradients[2][:, :t].any()
 
 
 @every

@@ -105,7 +105,10 @@ def test_float64_is_float64():
 
         (out, lse), gradients = oracle.value_and_vjp(attend, arrays[:3], tuple(arrays[3:]))
     assert {x.dtype for x in (out, lse, *gradients)} == {np.dtype(np.float64)}
-    wanted = oracle.attention(*arrays[:3], softcap=2.0), oracle.gradients(*arrays[:3], 0.0, *arrays[3:], softcap=2.0)[:3]
+    wanted = (
+        oracle.attention(*arrays[:3], softcap=2.0),
+        oracle.gradients(*arrays[:3], 0.0, *arrays[3:], softcap=2.0)[:3],
+    )
     for got, want in zip(jax.tree.leaves(((out, lse), gradients)), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=32 * 2.0**-52 * np.abs(want).max())
 
@@ -315,7 +318,9 @@ def test_merge_takes_stacks_and_keeps_dtypes():
     residuals = (100 * RNG.standard_normal((3, B, T, N))).astype(np.float32)  # far apart: no overflow
     out, lse = merge(jnp.asarray(outputs), jnp.asarray(residuals))
     weight = np.exp(residuals.astype(np.float64) - residuals.max(0))
-    np.testing.assert_allclose(out, (outputs * (weight / weight.sum(0))[..., None]).sum(0), rtol=0, atol=16 * oracle.ULP)
+    np.testing.assert_allclose(
+        out, (outputs * (weight / weight.sum(0))[..., None]).sum(0), rtol=0, atol=16 * oracle.ULP
+    )
     np.testing.assert_allclose(lse, residuals.max(0) + np.log(weight.sum(0)), rtol=2 * oracle.ULP)
     pairs = [merge(list(jnp.asarray(outputs)), list(jnp.asarray(residuals))), merge(outputs, residuals)]
     for pair in pairs:

@@ -230,7 +230,9 @@ def test_plan_covers_the_live_blocks(sizes):
             assert all(some[pair] for pair in pairs), name
         # A block that was moved back shares rows or columns with its neighbour and must be masked.
         for pair, full in zip(pairs, plan.full, strict=True):
-            moved = any(n * size > length - size for n, size, length in zip(pair, (block_q, block_k), (T, S), strict=True))
+            moved = any(
+                n * size > length - size for n, size, length in zip(pair, (block_q, block_k), (T, S), strict=True)
+            )
             assert not (full and moved)
             if name in TIGHT_FULL:
                 assert full == (throughout[pair] and not moved), name
@@ -290,7 +292,6 @@ def test_heads():
     one = jax.jit(lambda head: mask.allows(Tile(0, T, 0, S, head, 1)))
     for head in range(3):
         np.testing.assert_array_equal(one(head)[0], dense[head])
-
 
     heads = RNG.random((3, T, S)) < 0.5
     np.testing.assert_array_equal((Dense(heads) & Causal()).dense(T, S), heads & (j <= i))

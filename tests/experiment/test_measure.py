@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from attention import dot_product_attention
 from configs.compare_text import get_config
 from experiment import measure
 from experiment.scaling import scaling
@@ -26,6 +27,19 @@ class TestFlops:
         loop = lambda x: jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=11)[0]  # noqa: E731
         assert count(loop, w) == 11 * 2 * 27
         assert count(lambda x: jax.lax.fori_loop(0, 5, lambda _, x: loop(x), x), w) == 5 * 11 * 2 * 27
+
+    @pytest.mark.parametrize("window", [None, (40, 0)])
+    def test_live_blocks_of_attention(self, window):
+        T, N, H, size = 256, 2, 8, 32
+        x = jnp.zeros((1, T, N, H))
+        attend = lambda x: dot_product_attention(  # noqa: E731
+            x, x, x, is_causal=True, local_window_size=window, block_sizes=(size, size)
+        )
+        blocks = sum(1 for i in range(T // size) for j in range(i + 1) if window is None or i - j <= 2)
+        one = 2 * N * size * size * H  # one matrix product of one block, all heads
+        assert count(attend, x) == 2 * blocks * one
+        # Backward: scores again, and the gradients of weights, values, queries and keys.
+        assert count(jax.grad(lambda x: attend(x).sum()), x) == 7 * blocks * one
 
     def test_dearest_branch_of_a_conditional(self):
         w = jnp.zeros((3, 3))
