@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiment import checkpoint, comparison, settings
-from experiment.learner import make_learner, split_rows
+from experiment.devices import split_rows
 from experiment.records import read_json, write_json
 from tasks import TASKS
 
@@ -76,6 +76,8 @@ def finished(workdir):
 
 def judge_again(run, config, workdir, windows):
     """A run's result with its quality replaced by one measured now on `windows`, from its newest checkpoint."""
+    from experiment.learner import make_learner  # with Flax and optax, which no wrong flag should wait for
+
     if run["error"] is not None:
         return run
     folder = comparison.folder(workdir, run["label"], run["seed"]) / "checkpoints"

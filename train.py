@@ -21,11 +21,9 @@ from absl import flags
 
 from eval import evaluate, judge, scorer
 from experiment import checkpoint, comparison, measure, settings
-from experiment.learner import check_learner, data_mesh, make_learner, make_step, split_rows
+from experiment.devices import data_mesh, split_rows
 from experiment.progress import Interrupt, Progress
 from experiment.records import Metrics, read_json, write_json
-from experiment.scaling import scaling
-from models import transformer
 from tasks import TASKS
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_text.py"
@@ -60,10 +58,6 @@ def prepare(argv):
     flags.DEFINE_boolean("overwrite", False, "start anew: remove what an earlier run left", flag_values=values)
     config = settings.parse(argv, values, __doc__, DEFAULT_CONFIG).config
     settings.check(config)
-    for label, variant in settings.variants(config).items():
-        with settings.naming(f"variant {label}"):
-            transformer.check(variant.model, config.data.length)
-            check_learner(variant, TASKS[config.task].VOCABULARY)
     corpus = TASKS[config.task].load(config.data)
     workdir = Path(values.workdir or f"runs/{Path(settings.config_path(argv, DEFAULT_CONFIG)).stem}")
     lock = settings.claim(workdir, config, TASKS[config.task].describe(corpus), values.overwrite)
@@ -72,6 +66,8 @@ def prepare(argv):
 
 def compare(config, workdir, corpus, command):
     """Trains and measures what is not done yet, writes the report if anything is new, returns comparison.json."""
+    from experiment.scaling import scaling  # with Flax, which no wrong flag should wait for
+
     labels, seeds, variants = settings.selected(config), settings.seeds(config), settings.variants(config)
     runs = [(label, seed) for label in labels for seed in seeds]
     with Interrupt() as interrupt, Progress(sum(variants[label].train.steps for label, _ in runs)) as progress:
@@ -99,6 +95,8 @@ def compare(config, workdir, corpus, command):
 
 def train(config, corpus, workdir, label, seed, progress, interrupt):
     """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
+    from experiment.learner import make_learner, make_step  # with Flax and optax, which no wrong flag should wait for
+
     folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
     if (folder / "result.json").exists():
         return progress.skip(budget.steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .tile import Tile, close_over
+from .tile import Tile, close_over, plain_promotion
 
 
 class Bias:
@@ -197,6 +198,7 @@ def alibi_slopes(num_heads: int):
     >>> [float(s) for s in alibi_slopes(4)]
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
+    num_heads = operator.index(num_heads)
     if num_heads < 1:
         raise ValueError(f"num_heads: wanted at least 1, got {num_heads}")
 
@@ -208,6 +210,7 @@ def alibi_slopes(num_heads: int):
     return jnp.asarray(slopes, jnp.float32)
 
 
+@plain_promotion
 def t5_bucket(distance, *, bidirectional: bool = True, num_buckets: int = 32, max_distance: int = 128):
     """T5's bucket of each distance: exact near zero, logarithmic to `max_distance`, then one (arXiv:1910.10683).
 

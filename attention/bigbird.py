@@ -10,8 +10,10 @@ from .biases import Bias
 from .checks import check_dropout, check_self_attention, check_vector, quiet_padding
 from .dot_product import dot_product_attention
 from .masks import Causal, Global, Mask, RandomBlocks
+from .tile import plain_promotion
 
 
+@plain_promotion
 def bigbird_attention(
     query,
     key,

@@ -18,8 +18,9 @@ import numpy as np
 from jax import lax
 
 from . import dropout, schedule
+from .checks import accumulation_dtype
 from .masks import Mask
-from .tile import Tile
+from .tile import Tile, plain_promotion
 
 # Scores held at once: what a CPU core keeps in cache (measured: benchmarks/README.md, "Blocks"); elsewhere, enough to
 # fill the device.
@@ -81,7 +82,7 @@ def blockwise_attention(query, key, value, mask, bias, biases, positions, *, sca
         schedule.lists(head_plans, schedule.num_blocks(T, block_q), by="query"),
         schedule.lists(head_plans, schedule.num_blocks(S, block_k), by="key"),
     )  # fmt: skip
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    accumulate = accumulation_dtype(query.dtype)
     flat = functools.partial(_flatten_batch, lead=tuple(lead))
     example = Tile(0, block_q, 0, block_k, 0, heads * N // K)
     score = jnp.zeros((example.heads, block_q, block_k), accumulate)
@@ -120,7 +121,7 @@ def _take(x, b):
 def _pack(x, group=None, *, batch, heads):
     """`[..., T, N, H]` -> `[C, h, g, T, H]` (queries, with `group`) or `[C, h, T, H]`, in the accumulation dtype."""
     T, N, H = x.shape[-3:]
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(batch, T, -1, heads, group or 1, H)
+    x = x.astype(accumulation_dtype(x.dtype)).reshape(batch, T, -1, heads, group or 1, H)
     x = x.transpose(0, 2, 3, 4, 1, 5).reshape(-1, heads, group or 1, T, H)
     return x if group else x[:, :, 0]
 
@@ -186,6 +187,7 @@ def _forward(p, query, key, value, extras):
     return out, lse[..., 0]
 
 
+@plain_promotion
 def _backward(p, saved, cotangents):
     query, key, value, extras, out, lse = saved
     d_out, d_lse = cotangents

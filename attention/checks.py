@@ -10,6 +10,11 @@ from .masks import Dense, Keys, Mask, Segments
 from .tile import unwrap
 
 
+def accumulation_dtype(dtype):
+    """Scores, normalisers and states are float32, float64 for float64. (jnp.promote_types would obey strict mode.)"""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def check_arrays(query, key, value):
     """Raises ValueError unless query, key and value fit each other as `[..., T, N, H]`, `[..., S, K, H(v)]`."""
     for name, x in (("query", query), ("key", key), ("value", value)):
@@ -39,7 +44,7 @@ def check_self_attention(query, key, value):
 
 
 def check_vector(name, x, lead, length, dtype=int):
-    """`x` as an array `[..., length]` (`[...]` for length None) of ints or bools whose batch broadcasts to `lead`."""
+    """`x` as an int32 or bool array `[..., length]` (`[...]` for length None), of full rank."""
     if x is None:
         return None
     x = jnp.asarray(x)
@@ -49,7 +54,8 @@ def check_vector(name, x, lead, length, dtype=int):
     if length is not None and (x.ndim == 0 or x.shape[-1] != length):
         raise ValueError(f"{name}: wanted shape {wanted}, got {x.shape}")
     check_broadcast(name, x.shape, wanted)
-    return x
+    x = x.reshape((1,) * (len(wanted) - x.ndim) + x.shape)
+    return x if x.dtype == bool else x.astype(jnp.int32)
 
 
 def check_segments(query_segment_ids, key_segment_ids, lead, T, S) -> Segments | None:
@@ -106,6 +112,8 @@ def check_dropout(dropout_rate, rng):
         raise ValueError(
             f"rng: wanted a typed key from jax.random.key, got {getattr(rng, 'dtype', type(rng).__name__)}"
         )
+    if rng is not None and rng.shape:
+        raise ValueError(f"rng: wanted one key, got an array of them, shape {rng.shape} (vmap over it, or split it)")
 
 
 def refuse_bias_array(bias, what):
@@ -129,4 +137,4 @@ def quiet_padding(query, key_mask):
     if key_mask is None:
         return query
     blank = ~key_mask[..., None, None] & ~jnp.isfinite(query)
-    return jnp.where(blank, jnp.zeros((), query.dtype), query)
+    return jnp.where(blank, jnp.zeros_like(query), query)

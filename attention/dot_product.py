@@ -13,9 +13,17 @@ import numpy as np
 from . import dropout
 from .biases import as_biases
 from .blockwise import blockwise_attention
-from .checks import check_arrays, check_broadcast, check_dropout, check_mask, check_segments, check_vector
+from .checks import (
+    accumulation_dtype,
+    check_arrays,
+    check_broadcast,
+    check_dropout,
+    check_mask,
+    check_segments,
+    check_vector,
+)
 from .masks import And, Causal, Dense, Full, Keys, Lengths, Mask, Segments, Window
-from .tile import Tile
+from .tile import Tile, plain_promotion
 
 IMPLEMENTATIONS = ("reference", "blockwise", "xla", "cudnn")
 
@@ -23,6 +31,7 @@ IMPLEMENTATIONS = ("reference", "blockwise", "xla", "cudnn")
 DENSE_SCORES = 128 * 128
 
 
+@plain_promotion
 def dot_product_attention(
     query,
     key,
@@ -60,7 +69,8 @@ def dot_product_attention(
     lengths, padding segments or the mask array may hold anything, NaN included.
 
     Cost, dense ("reference", "xla"): time and memory O(T S). Blockwise: time O(live blocks), which is O(T S) for full
-    and causal and O(T W) for a window W; memory O(T + S), forward and backward.
+    and causal and O(T W) for a window W; memory O(T + S), forward and backward. Its backward pass is its own, so second
+    derivatives and forward mode need implementation="reference".
 
     Args:
       query: `[..., T, N, H]`.
@@ -116,8 +126,8 @@ def dot_product_attention(
         )  # fmt: skip
     bias, biases = as_biases(bias, N)
     if bias is not None:
-        bias = _at_least_3d(bias)
         check_broadcast("bias", bias.shape, (*lead, N, T, S))
+        bias = _at_least_3d(bias)
     positions = (
         check_vector("query_positions", query_positions, lead, T),
         check_vector("key_positions", key_positions, lead, S),
@@ -134,6 +144,7 @@ def dot_product_attention(
         dense = implementation != "blockwise"
     if dense and block_sizes is not None:
         raise ValueError("block_sizes: only the blockwise implementation has blocks, got them with a dense one")
+    dense = dense or 0 in lead  # no batch entry, nothing to walk over
     options: dict[str, Any] = {} if dense else {"sizes": block_sizes}
     out, residual = (reference_attention if dense else blockwise_attention)(
         query, key, value, mask, bias, biases, positions,
@@ -147,7 +158,11 @@ def reference_attention(query, key, value, mask, bias, biases, positions, *, sca
     """The definition, densely: one tile that holds all scores. Same arguments and results as `blockwise_attention`."""
     *lead, T, N, H = query.shape
     S, K, Hv = value.shape[-3:]
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    accumulate = accumulation_dtype(query.dtype)
+    # A query that is not finite spoils its own row, and only that: in the gradient of the keys its zero cotangent would
+    # turn into 0 * NaN.
+    broken = ~jnp.isfinite(query).all(-1)
+    query = jnp.where(broken[..., None], jnp.zeros_like(query), query)
     grouped = query.reshape(*lead, T, K, N // K, H).astype(accumulate) * jnp.asarray(scale, accumulate)
     score = jnp.einsum("...tkgh,...skh->...kgts", grouped, key.astype(accumulate)).reshape(*lead, N, T, S)
     batch = jnp.arange(int(np.prod(lead))).reshape(*lead, 1, 1, 1)
@@ -171,8 +186,9 @@ def reference_attention(query, key, value, mask, bias, biases, positions, *, sca
         weight = jnp.where(keep, weight / (1 - dropout_rate), 0)
     weight = weight.reshape(*lead, K, N // K, T, S)
     out = jnp.einsum("...kgts,...skh->...tkgh", weight, value.astype(accumulate)).reshape(*lead, T, N, Hv)
-    residual = jnp.where(empty, -jnp.inf, top + jnp.log(seen))[..., 0]
-    return out.astype(query.dtype), jnp.swapaxes(residual, -1, -2)
+    residual = jnp.swapaxes(jnp.where(empty, -jnp.inf, top + jnp.log(seen))[..., 0], -1, -2)
+    broken = broken & (residual != -jnp.inf)
+    return jnp.where(broken[..., None], jnp.nan, out).astype(query.dtype), jnp.where(broken, jnp.nan, residual)
 
 
 def _restrictions(

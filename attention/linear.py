@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .checks import check_arrays, check_segments, check_vector, quiet_padding
+from .checks import accumulation_dtype, check_arrays, check_segments, check_vector, quiet_padding
+from .tile import plain_promotion
 
 
 def elu_plus_one(x):
@@ -29,6 +30,7 @@ def elu_plus_one(x):
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
+@plain_promotion
 def linear_attention(
     query,
     key,
@@ -109,8 +111,11 @@ def linear_attention(
     keep = check_vector("key_mask", key_mask, lead, S, dtype=bool)
     if real is not None:
         keep = real if keep is None else keep & real
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = accumulation_dtype(query.dtype)
     query = quiet_padding(query, keep) if causal else query
+    # A query that is not finite spoils its own row alone; its zero cotangent must not reach the keys as 0 * NaN.
+    broken = ~jnp.isfinite(query).all(-1, keepdims=True)
+    query = jnp.where(broken, jnp.zeros_like(query), query)
     queries = _features("query", feature_map, query.astype(dtype), real)
     keys = _features("key", feature_map, key.astype(dtype), keep)
     # The normaliser is one more column of the values, equal to 1: sum phi(k) 1.
@@ -128,8 +133,9 @@ def linear_attention(
         total = _two_sided_sums(queries, keys, values, state, documents, chunk_size)
 
     out = jnp.moveaxis(total, -2, -4).reshape(*lead, T, N, -1)  # [..., T, N, Hv + 1]
+    seen = out[..., -1:] != 0
     out = _quotient(out[..., :-1], out[..., -1:]) if normalize else out[..., :-1]
-    out = out.astype(query.dtype)
+    out = jnp.where(broken & seen, jnp.nan, out).astype(query.dtype)
     if not return_state:
         return out
     state = state.reshape(*lead, N, *state.shape[-2:])

@@ -7,6 +7,7 @@ import numpy as np
 
 from .biases import Bias
 from .checks import (
+    accumulation_dtype,
     check_arrays,
     check_dropout,
     check_segments,
@@ -19,8 +20,10 @@ from .checks import (
 from .dot_product import dot_product_attention
 from .masks import Dilated, Mask, PerHead, Window
 from .merge import merge
+from .tile import plain_promotion
 
 
+@plain_promotion
 def longformer_attention(
     query,
     key,
@@ -61,10 +64,11 @@ def longformer_attention(
       window: tokens on each side.
       dilation: gap between window keys, one int or one a head.
       causal: hide keys after the query.
-      global_positions: int `[..., G]`, may be traced; -1 = unused slot. Order and repetition do not matter.
+      global_positions: int `[..., G]`, may be traced; -1 = unused slot, and so is a position at or beyond T. Order and
+        repetition do not matter.
       global_query: `[..., T, N, H]`, used in rows of global tokens; None = query.
-      global_key: `[..., T, K, H]`, seen by global tokens; None = key.
-      global_value: `[..., T, K, Hv]`; None = value.
+      global_key: `[..., T, N or K, H]`, seen by global tokens; None = key.
+      global_value: `[..., T, N or K, Hv]`, as many heads as global_key; None = value.
       key_mask: bool `[..., T]`, True = real token. Rows of masked tokens are unspecified.
       query_segment_ids: int `[..., T]`, packed documents; negative = padding.
       key_segment_ids: int `[..., T]`.
@@ -90,13 +94,17 @@ def longformer_attention(
     check_dropout(dropout_rate, rng)
     *lead, T, N, _ = query.shape
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
-    check_segments(query_segment_ids, key_segment_ids, lead, T, T)
+    segments = check_segments(query_segment_ids, key_segment_ids, lead, T, T)
+    query_segment_ids, key_segment_ids = (None, None) if segments is None else (segments.query_ids, segments.key_ids)
     query = quiet_padding(query, key_mask)
     rngs = split_rng(rng, 3)
     shared = dict(bias=bias, scale=scale, dropout_rate=dropout_rate, implementation=implementation)
     segments = dict(query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
     pattern = window_pattern(window, dilation, N, causal)
-    if global_positions is None:
+    slots, used = (None, None) if global_positions is None else _slots(global_positions, lead, T)
+    if slots is not None and not slots.shape[-1]:
+        slots = global_query = global_key = global_value = None  # no global token: nothing would use them
+    if slots is None:
         given = {"global_query": global_query, "global_key": global_key, "global_value": global_value}
         for name, x in given.items():
             if x is not None:
@@ -105,14 +113,13 @@ def longformer_attention(
             query, key, value, mask=pattern, key_mask=key_mask, rng=rngs[0], **segments, **shared
         )
     refuse_bias_array(bias, "global tokens")
-    slots, used = _slots(global_positions, lead, T)
     at_slot = slots[..., :, None] == jnp.arange(T)  # [..., G, T]
     at_slot = at_slot & used[..., None]
     is_global = at_slot.any(-2)
     real = jnp.ones((*lead, T), bool) if key_mask is None else jnp.broadcast_to(key_mask, (*lead, T))
     arrays = query, key, value, *_global_arrays((global_query, global_key, global_value), (query, key, value), key_mask)
     # The parts stay in the wide dtype, so that a narrow one is rounded to once, at the end.
-    dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    dtype, wide = query.dtype, accumulation_dtype(query.dtype)
     query, key, value, global_query, global_key, global_value = (x.astype(wide) for x in arrays)
 
     local = dot_product_attention(
@@ -160,7 +167,7 @@ def _slots(positions, lead, T):
     positions = jnp.asarray(positions)
     if positions.ndim == 0 or not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"global_positions: wanted ints [..., G], got {positions.dtype} of shape {positions.shape}")
-    check_vector("global_positions", positions, lead, positions.shape[-1])
+    positions = check_vector("global_positions", positions, lead, positions.shape[-1])
     slots = jnp.sort(jnp.broadcast_to(positions, (*lead, positions.shape[-1])), axis=-1)
     first = jnp.concatenate([jnp.ones_like(slots[..., :1], bool), slots[..., 1:] != slots[..., :-1]], axis=-1)
     return jnp.clip(slots, 0, T - 1), (slots >= 0) & (slots < T) & first
@@ -185,8 +192,10 @@ def _gather_ids(segments, slots):
 def _global_arrays(given, default, key_mask):
     """The global projections, each falling back to the ordinary one."""
     query, key, value = (d if g is None else jnp.asarray(g) for g, d in zip(given, default, strict=True))
+    heads = default[0].shape[-2]
     for name, x, d in zip(("query", "key", "value"), (query, key, value), default, strict=True):
-        if x.shape != d.shape or x.dtype != d.dtype:
+        wanted = (*d.shape[:-2], x.shape[-2] if x.ndim == d.ndim else None, d.shape[-1])
+        if x.shape != wanted or x.dtype != d.dtype or heads % x.shape[-2] or (name == "query" and x.shape[-2] != heads):
             raise ValueError(f"global_{name}: wanted {name}'s {d.shape} {d.dtype}, got {x.shape} {x.dtype}")
     check_arrays(query, key, value)
     query = quiet_padding(query, key_mask)

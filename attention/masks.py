@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .tile import EMPTY, FULL, PARTIAL, Ranges, StaticArray, Tile, close_over, static_or_traced, unwrap
+from .tile import EMPTY, FULL, PARTIAL, Ranges, StaticArray, Tile, close_over, plain_promotion, static_or_traced, unwrap
 
 
 class Mask:
@@ -84,6 +84,7 @@ class Mask:
                 changes[name] = fn(jnp.asarray(x), rank)
         return _replace(self, **changes) if changes else self
 
+    @plain_promotion
     def dense(self, T: int, S: int | None = None):
         """The mask as a bool array `[T, S]`, `[N, T, S]` if heads differ, `[..., N or 1, T, S]` with batch arrays."""
         S = T if S is None else S
@@ -284,6 +285,8 @@ class Global(Mask):
     def __post_init__(self):
         object.__setattr__(self, "positions", static_or_traced(self.positions))
         _check_integers("Global.positions", unwrap(self.positions))
+        if unwrap(self.positions).ndim == 0:
+            raise ValueError("Global.positions: wanted a list [..., G], got a single number")
 
     def allows(self, tile):
         slots = jnp.asarray(unwrap(self.positions))
@@ -472,7 +475,7 @@ class Predicate(Mask):
         allowed = jnp.asarray(self.fn(tile.query, tile.key, *self.arrays))
         if allowed.dtype != bool:
             raise ValueError(f"Predicate.fn: wanted a bool result, got dtype {allowed.dtype}")
-        return allowed
+        return allowed.reshape((1,) * (3 - allowed.ndim) + allowed.shape)
 
 
 class _Combined(Mask):

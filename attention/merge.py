@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from .tile import plain_promotion
 
+
+@plain_promotion
 def merge(outputs, residuals):
     """Attention over a union of disjoint key sets, from the attention over each.
 
@@ -20,7 +23,7 @@ def merge(outputs, residuals):
       (output, residual); rows without any key are 0 and -inf.
 
     Raises:
-      ValueError: no parts, or as many outputs as residuals are wanted.
+      ValueError: no parts, or parts that do not fit one another.
 
     >>> out = jnp.ones((2, 3, 1, 4))  # two parts, T = 3
     >>> merge(out, jnp.zeros((2, 3, 1)))[0].shape
@@ -30,6 +33,12 @@ def merge(outputs, residuals):
         raise ValueError(
             f"outputs, residuals: wanted the same number, at least 1, got {len(outputs)}, {len(residuals)}"
         )
+    for out, residual in zip(outputs, residuals, strict=True):
+        if out.shape != outputs[0].shape or residual.shape != out.shape[:-1]:
+            raise ValueError(
+                f"outputs, residuals: wanted [..., T, N, Hv] = {outputs[0].shape} and [..., T, N] in every part, got "
+                f"{out.shape} and {residual.shape}"
+            )
     dtype = outputs[0].dtype
     residuals = jnp.stack(list(residuals))
     outputs = jnp.stack(list(outputs)).astype(residuals.dtype)
@@ -39,5 +48,6 @@ def merge(outputs, residuals):
     total = weight.sum(0)
     empty = total == 0
     seen = jnp.where(empty, 1, total)
-    out = (outputs * (weight / seen)[..., None]).sum(0)
+    weight = (weight / seen)[..., None]
+    out = (jnp.where(weight == 0, 0, outputs) * weight).sum(0)  # a part without keys may hold anything
     return out.astype(dtype), jnp.where(empty, -jnp.inf, top + jnp.log(seen))

@@ -5,7 +5,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import accumulation_dtype
+from .tile import plain_promotion
 
+
+@plain_promotion
 def apply_rotary(x, positions, *, base=10000.0, interleaved=False, frequencies=None, attention_factor=1.0):
     """Turns pairs of features by angles proportional to the position, so that scores see only distances.
 
@@ -49,7 +53,7 @@ def apply_rotary(x, positions, *, base=10000.0, interleaved=False, frequencies=N
     _check_rotary(x, positions, base, frequencies)
     if frequencies is None:
         frequencies, _ = rotary_frequencies(x.shape[-1], base=base)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = accumulation_dtype(x.dtype)
     angles = jnp.asarray(positions, dtype)[..., None, None] * jnp.asarray(frequencies, dtype)  # [..., T, 1, R/2]
     cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
 

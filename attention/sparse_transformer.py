@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from .biases import Bias
 from .checks import (
+    accumulation_dtype,
     check_dropout,
     check_segments,
     check_self_attention,
@@ -17,8 +19,10 @@ from .checks import (
 from .dot_product import dot_product_attention
 from .masks import Causal, Fixed, Full, Mask, Strided, Window
 from .merge import merge
+from .tile import plain_promotion
 
 
+@plain_promotion
 def sparse_transformer_attention(
     query,
     key,
@@ -67,7 +71,8 @@ def sparse_transformer_attention(
       scale: None = H ** -0.5.
       dropout_rate: dropout on the weights.
       rng: a `jax.random.key`, wanted with dropout.
-      implementation: of the exact attention underneath; "reference" = one dense softmax under the pattern's mask.
+      implementation: of the exact attention underneath; "reference" = one dense softmax under the pattern's
+        mask. Dropout draws differ between the two.
 
     Returns:
       `[..., T, N, Hv]` in query's dtype.
@@ -86,7 +91,8 @@ def sparse_transformer_attention(
     mask = sparse_pattern(pattern, stride, summary, causal)
     *lead, T, _, _ = query.shape
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
-    check_segments(query_segment_ids, key_segment_ids, lead, T, T)
+    segments = check_segments(query_segment_ids, key_segment_ids, lead, T, T)
+    query_segment_ids, key_segment_ids = (None, None) if segments is None else (segments.query_ids, segments.key_ids)
     query = quiet_padding(query, key_mask)
     vectors = dict(key_mask=key_mask, query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
     settings = dict(bias=bias, scale=scale, dropout_rate=dropout_rate, implementation=implementation)
@@ -94,7 +100,7 @@ def sparse_transformer_attention(
         return dot_product_attention(query, key, value, mask=mask, rng=rng, **vectors, **settings)
     refuse_bias_array(bias, "the sparse form")
     # The parts stay in the wide dtype, so that a narrow one is rounded to once, at the end.
-    dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
+    dtype, wide = query.dtype, accumulation_dtype(query.dtype)
     query, key, value = (x.astype(wide) for x in (query, key, value))
     near, far = split_rng(rng, 2)
     if pattern == "strided":
@@ -115,7 +121,7 @@ def sparse_transformer_attention(
 
 def sparse_pattern(pattern: str, stride: int, summary: int | None, causal: bool) -> Mask:
     """The pattern as one mask."""
-    if not isinstance(stride, int) or stride < 1:
+    if not isinstance(stride, (int, np.integer)) or stride < 1:
         raise ValueError(f"stride: wanted an int >= 1, got {stride!r}")
     if pattern == "strided":
         if summary is not None:
@@ -130,7 +136,7 @@ def sparse_pattern(pattern: str, stride: int, summary: int | None, causal: bool)
 
 def _summary(summary, stride):
     summary = max(1, stride // 8) if summary is None else summary
-    if not isinstance(summary, int) or not 1 <= summary <= stride:
+    if not isinstance(summary, (int, np.integer)) or not 1 <= summary <= stride:
         raise ValueError(f"summary: wanted an int in [1, stride = {stride}], got {summary!r}")
     return summary
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+
+def plain_promotion(fn):
+    """Runs `fn` under JAX's ordinary promotion: a caller's strict flags are about the caller's code, not about ours."""
+
+    @functools.wraps(fn)
+    def run(*args, **kwargs):
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return fn(*args, **kwargs)
+
+    return run
+
 
 EMPTY, PARTIAL, FULL = 0, 1, 2  # what a block can hold; & is min, | is max, ~ is 2 - x
 

@@ -1,16 +1,17 @@
-"""What learns: a model split into its structure and its numbers, the optimiser, and where both lie on the devices."""
+"""What learns: a model split into its structure and its numbers, the optimiser, and the step that changes them."""
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiment import optimizers
+from experiment.devices import data_mesh
 from models import MODELS
 
 
@@ -31,28 +32,6 @@ class Learner(NamedTuple):
     state: dict
 
 
-def check_learner(config, vocabulary):
-    """Refuses what no learner can be made from.
-
-    Args:
-      config: the full config of one variant.
-      vocabulary: how many different tokens the task has.
-
-    Raises:
-      ValueError: an unknown model or optimiser, too small a vocabulary, or a batch that does not split evenly.
-    """
-    if config.model.name not in MODELS:
-        raise ValueError(f"config.model.name={config.model.name!r}: unknown, want one of {', '.join(MODELS)}")
-    if config.model.vocab_size < vocabulary:
-        raise ValueError(f"config.model.vocab_size={config.model.vocab_size}: the task needs {vocabulary}")
-    optimizers.make(config.train)
-    if config.train.batch_size % config.train.accumulate:
-        raise ValueError(
-            f"config.train.batch_size={config.train.batch_size}: want a multiple of config.train.accumulate="
-            f"{config.train.accumulate}"
-        )
-
-
 def make_learner(config, seed):
     """A learner at step 0.
 
@@ -60,10 +39,10 @@ def make_learner(config, seed):
       config: the full config of one variant.
       seed: decides the initial parameters and dropout.
     """
-    structure = []
+    structure, build = [], pkgutil.resolve_name(MODELS[config.model.name])
 
     def initialise():
-        model = MODELS[config.model.name](config.model, length=config.data.length, rngs=nnx.Rngs(seed))
+        model = build(config.model, length=config.data.length, rngs=nnx.Rngs(seed))
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         structure[:] = [graphdef]
         params = nnx.to_pure_dict(params)
@@ -119,20 +98,3 @@ def make_step(learner, config, losses):
         return state | {"step": state["step"] + 1, "params": params, "optimizer": optimizer}, metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def data_mesh(train):
-    """The local devices that a batch is split over: as many as divide it evenly.
-
-    Args:
-      train: `config.train`; `batch_size / accumulate` rows are computed at once.
-    """
-    rows = train.batch_size // train.accumulate
-    count = max(n for n in range(1, jax.local_device_count() + 1) if rows % n == 0)
-    return Mesh(np.asarray(jax.local_devices()[:count]), ("data",))
-
-
-def split_rows(params, axis=0):
-    """Sharding for a batch whose rows, on `axis`, are split over the devices that hold `params`: data parallelism."""
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

@@ -110,7 +110,7 @@ def _flops_of(equation):
     if name == "cond":
         return max(inner)
     if name == "while":
-        trips = re.findall(r"trips=([\d.e+]+)", str(equation.source_info.name_stack))
+        trips = re.findall(r"trips=([\d.e+-]+)", str(equation.source_info.name_stack))
         return round(sum(inner) * float(trips[-1] if trips else 1))
     return sum(inner) * (params["length"] if name == "scan" else 1)
 

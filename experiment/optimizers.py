@@ -23,16 +23,11 @@ def make(config):
     gradients clipped by their global norm; decoupled weight decay (arXiv:1711.05101) on matrices only, not on norms.
 
     Args:
-      config: `config.train`.
+      config: `config.train`, which names one of OPTIMIZERS.
 
     Returns:
       (gradient transformation, schedule: step -> learning rate).
-
-    Raises:
-      ValueError: unknown optimiser.
     """
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(f"config.train.optimizer={config.optimizer!r}: unknown, want one of {', '.join(OPTIMIZERS)}")
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=config.learning_rate / (config.warmup_steps + 1),  # the first step moves, too
         peak_value=config.learning_rate,

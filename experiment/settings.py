@@ -5,6 +5,7 @@ import difflib
 import fcntl
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiment.records import read_json, write_json
+from models.config import check as check_model
 from tasks import TASKS
 
 # Fields that choose how much of a comparison is run, not what any part of it gives: free to change between runs.
 FREE = ("only", "seeds")
+OPTIMIZERS = ("adamw", "muon")  # the keys of experiment.optimizers.OPTIMIZERS, known before optax is imported
 
 
 class SettingsError(ValueError):
@@ -23,40 +26,40 @@ class SettingsError(ValueError):
 
 
 def _at_least(minimum):
-    return lambda value: value >= minimum, f"at least {minimum}"
+    return int, lambda value: minimum <= value < 2**31, f"at least {minimum} and below 2**31"
 
 
-_COUNT = (int, *_at_least(1))
+_COUNT = _at_least(1)
 _ANY_TEXT = (str, lambda value: True, "text")
 _PROBABILITY = (float, lambda value: 0 <= value < 1, "in [0, 1)")
 _POSITIVE = (float, lambda value: 0 < value < float("inf"), "above 0")
 
-# Field -> (type, test, what is wanted). `config.model` and `config.variants` are checked by the model itself.
+# Field -> (type, test, what is wanted). `config.model` is checked by `models.config`.
 RULES = {
     "task": _ANY_TEXT,
-    "seed": (int, *_at_least(0)),
+    "seed": _at_least(0),
     "seeds": _COUNT,
     "only": _ANY_TEXT,
     "data.name": _ANY_TEXT,
     "data.path": _ANY_TEXT,
     "data.dir": _ANY_TEXT,
     "data.length": _COUNT,
-    "data.validation_bytes": (int, *_at_least(2)),
+    "data.validation_bytes": _at_least(2),
     "train.steps": _COUNT,
     "train.batch_size": _COUNT,
     "train.accumulate": _COUNT,
-    "train.optimizer": _ANY_TEXT,
+    "train.optimizer": (str, lambda value: value in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "train.learning_rate": _POSITIVE,
-    "train.warmup_steps": (int, *_at_least(0)),
+    "train.warmup_steps": _at_least(0),
     "train.final_fraction": (float, lambda value: 0 <= value <= 1, "in [0, 1]"),
     "train.weight_decay": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
     "train.beta1": _PROBABILITY,
     "train.beta2": _PROBABILITY,
     "train.clip_norm": _POSITIVE,
     "train.evaluate_every": _COUNT,
-    "train.evaluate_bytes": (int, *_at_least(2)),
+    "train.evaluate_bytes": _at_least(2),
     "train.checkpoint_every": _COUNT,
-    "train.keep_checkpoints": (int, *_at_least(2)),
+    "train.keep_checkpoints": _at_least(2),
     "scaling.lengths": (tuple, lambda value: all(type(n) is int and n > 0 for n in value), "positive integers"),
     "scaling.batch_size": _COUNT,
     "scaling.seconds": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
@@ -75,12 +78,13 @@ def parse(argv, values, usage, default_config=None):
     Raises:
       SettingsError: unknown flag, unknown config field, value of the wrong type, config file that does not load.
     """
-    argv = argv[:1] + sorted(argv[1:], key=lambda item: not re.match(r"--?config=", item))  # which must come first
     flags.DEFINE_boolean("help", False, "show this text", flag_values=values)
     try:
         if default_config:
-            _check_fields(argv, config_path(argv, default_config))
-            config_flags.DEFINE_config_file("config", str(default_config), flag_values=values, sys_argv=argv)
+            config = _load(config_path(argv, default_config))
+            _check_fields(argv, config)
+            argv = [item for item in argv if not re.match(r"--?config=", item)]
+            config_flags.DEFINE_config_dict("config", config, "the config file", values, sys_argv=argv)
         rest = values(argv)
     except SettingsError:
         raise
@@ -105,17 +109,23 @@ def config_path(argv, default_config):
     return ([str(default_config)] + re.findall(r"^--?config=(.*)$", "\n".join(argv), re.MULTILINE))[-1]
 
 
-def _check_fields(argv, path):
-    """Names the first `--config.FIELD` that the config file does not have, with the nearest name it has."""
-    if not Path(path.split(":")[0]).is_file():
+def _load(path):
+    """What `get_config()` of a config file returns, or for `FILE:TEXT` its `get_config("TEXT")`."""
+    file, _, text = path.partition(":")
+    if not Path(file).is_file():
         raise SettingsError(f"--config={path}: no such file")
-    values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_file("config", path, flag_values=values, sys_argv=argv[:1])
-        values(argv[:1])
-        config = values.config
+        names = runpy.run_path(file)
+        config = names["get_config"](*[text] if text else []) if "get_config" in names else None
     except Exception as error:  # the file is the user's program and may raise anything
-        raise SettingsError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from error
+        raise SettingsError(f"--config={path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if not isinstance(config, ConfigDict):
+        raise SettingsError(f"--config={path}: want a function get_config() that returns a ConfigDict")
+    return config
+
+
+def _check_fields(argv, config):
+    """Names the first `--config.FIELD` that the config does not have, with the nearest name it has."""
     for field in _flagged(argv):
         node = config
         for name in field.split("."):
@@ -131,7 +141,7 @@ def _check_effect(argv, config):
     """Refuses a flag for a field that every variant sets itself: it would be accepted and change nothing."""
     changes = [_flatten(change.to_dict()) for change in config.variants.values()]
     for field in _flagged(argv):
-        name = "model.attention.name" if field.startswith("model.attention") else field
+        name = "model.attention.name" if f"{field}.".startswith("model.attention.") else field
         if changes and all(name in change for change in changes):
             label = next(iter(config.variants))
             raise SettingsError(
@@ -145,7 +155,7 @@ def _flagged(argv):
 
 
 def check(config):
-    """Holds every field but `model` to RULES, for the shared config and for each variant.
+    """Refuses a config that no run can be made from, the shared one and that of each variant; compiles nothing.
 
     Raises:
       SettingsError: a field that is missing, unknown, of the wrong type or out of range, or two that do not fit.
@@ -154,16 +164,20 @@ def check(config):
         if not isinstance(config.get(field), ConfigDict):
             raise SettingsError(f"config.{field} is missing, want a ConfigDict")
     _check_rules(config)
-    for label, variant in variants(config).items():
-        with naming(f"variant {label}"):
-            _check_rules(variant)
     if config.task not in TASKS:
         raise SettingsError(f"config.task={config.task!r}: unknown, want one of {', '.join(TASKS)}")
+    if config.seed + config.seeds > 2**31:
+        raise SettingsError(f"config.seeds={config.seeds}: want config.seed + config.seeds at most 2**31")
     selected(config)
+    for label, variant in variants(config).items():
+        with _naming(f"variant {label}"):
+            _check_rules(variant)
+            check_model(variant.model, config.data.length)
+            _check_vocabulary(variant)
 
 
 @contextlib.contextmanager
-def naming(what):
+def _naming(what):
     """Puts the name of what was being checked before the message of a ValueError."""
     try:
         yield
@@ -279,6 +293,16 @@ def _check_rules(config):
         raise SettingsError(
             f"config.train.warmup_steps={train.warmup_steps}: want fewer than train.steps={train.steps}"
         )
+    if train.batch_size % train.accumulate:
+        raise SettingsError(
+            f"config.train.batch_size={train.batch_size}: want a multiple of train.accumulate={train.accumulate}"
+        )
+
+
+def _check_vocabulary(config):
+    size, needed = config.model.vocab_size, TASKS[config.task].VOCABULARY
+    if size < needed:
+        raise SettingsError(f"config.model.vocab_size={size}: the task {config.task!r} needs {needed}")
 
 
 def _merge(base, change, path):

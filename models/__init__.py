@@ -1,5 +1,4 @@
 """Models that a config may name: small Flax NNX modules that own the parameters."""
 
-from models.transformer import Transformer
-
-MODELS = {"transformer": Transformer}
+# Name in `config.model.name` -> module:class; as text, so that a config is checked before Flax is imported.
+MODELS = {"transformer": "models.transformer:Transformer"}

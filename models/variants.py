@@ -120,19 +120,22 @@ class Setting:
     Args:
       example: int or str; its type is the setting's type.
       minimum: smallest allowed number.
+      maximum: largest allowed number; positions and seeds are 32-bit integers.
       choices: the allowed words.
     """
 
     example: int | str
     minimum: int = 0
+    maximum: int = 2**31 - 1
     choices: tuple[str, ...] = ()
 
     def check(self, name, value):
         """Raises ValueError in one line unless `value` suits the setting called `name`."""
         if self.choices and value not in self.choices:
             raise ValueError(f"{name}: got {value!r}; write one of {', '.join(self.choices)}")
-        if not self.choices and (type(value) is not int or value < self.minimum):
-            raise ValueError(f"{name}: wanted an integer >= {self.minimum}, got {value!r}; write {self.example}")
+        if not self.choices and (type(value) is not int or not self.minimum <= value <= self.maximum):
+            wanted = f"an integer from {self.minimum} to {self.maximum}"
+            raise ValueError(f"{name}: wanted {wanted}, got {value!r}; write {self.example}")
 
 
 @dataclass(frozen=True)

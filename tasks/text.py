@@ -5,8 +5,9 @@ import hashlib
 import sysconfig
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 
 VOCABULARY = 256  # the bytes
 METRIC = {"name": "validation bits per byte", "higher_is_better": False}
@@ -106,7 +107,8 @@ def batch(corpus, seed, step, batch_size, length):
 
 def losses(logits, targets):
     """Cross-entropy of each byte in nats, float32: logits [..., T, V], targets [..., T] -> [..., T]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def windows(pieces, length):
@@ -199,6 +201,8 @@ def _own_text(config):
         raise ValueError(f"config.data.path={config.path!r}: no such file or folder")
     if root.is_file():
         return _split_stretch(root.read_bytes())
+    if not root.is_dir():
+        raise ValueError(f"config.data.path={config.path!r}: neither a regular file nor a folder")
     files = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     if not files:

@@ -1,9 +1,17 @@
 """Settings every test shares."""
 
+import importlib.metadata
 import os
 
-# Compiling is most of the cost of these tests: XLA's cheap optimisation level. Set before jax starts its backend.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compiling is most of the cost of these tests: XLA's cheap optimisation level, and where they are known to exist the
+# older emitters, which compile a blockwise gradient four times faster. Set before jax starts its backend.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,9 +97,9 @@ class TestFinished:
             assert set(variant["quality"]) == {"mean", "stderr", "values", "stderr_over"}
             assert 0 < variant["quality"]["mean"] < 9 and variant["error"] is None
         full, linear = table["variants"]
-        assert full["difference"] is None
         gap = linear["quality"]["mean"] - full["quality"]["mean"]
-        assert linear["difference"]["mean"] == pytest.approx(gap) and linear["difference"]["to"] == "full"
+        assert linear["differences"]["full"]["mean"] == pytest.approx(gap)
+        assert full["differences"]["linear"]["mean"] == pytest.approx(-gap)
 
     def test_quality_is_total_bits_over_total_bytes(self, finished):
         result = read_json(finished / "full" / "seed0" / "result.json")
@@ -113,7 +115,7 @@ class TestFinished:
 
     def test_again_does_nothing_but_print(self, finished, command, capsys, monkeypatch):
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-        monkeypatch.setattr(train, "make_learner", pytest.fail)
+        monkeypatch.setattr("experiment.learner.make_learner", pytest.fail)
         assert train.main(command(finished, only="full,linear")) == 0
         out = capsys.readouterr().out
         assert "full" in out and "linear" in out and "bigram" in out
@@ -251,7 +253,7 @@ class TestDivergence:
 
     def test_again_only_prints(self, diverged, monkeypatch):
         _, line, _ = diverged
-        monkeypatch.setattr(train, "make_learner", pytest.fail)
+        monkeypatch.setattr("experiment.learner.make_learner", pytest.fail)
         assert train.main(line) == 0
 
     def test_nothing_that_succeeds_is_a_failure(self, command, tmp_path, no_report):
@@ -278,6 +280,12 @@ def test_more_seeds_keep_the_finished_one(finished, command, tmp_path, no_report
         ("--config.train.step=3", "unknown field 'step'; did you mean steps"),
         ("--config.train.steps=x", "--config.train.steps=x"),
         ("--config.data.length=0", "config.data.length=0: want int, at least 1"),
+        (
+            "--config.seed=99999999999999999999",
+            "config.seed=99999999999999999999: want int, at least 0 and below 2**31",
+        ),
+        ("--config.data.path=/dev/null", "config.data.path='/dev/null': neither a regular file nor a folder"),
+        ("--config.model.rope_base=0.5", "variant full: model.rope_base: wanted a number above 1, got 0.5"),
         ("--config.data.path=nowhere", "no such file or folder"),
         ("--config.data.path=", "T"),
         ("--config.model.width=7", "variant full: model.width: 7 is not a multiple of num_heads = 3"),
@@ -286,7 +294,7 @@ def test_more_seeds_keep_the_finished_one(finished, command, tmp_path, no_report
             "--config.variants.full.model.attention.name=ful",
             "variant full: model.attention.name: unknown variant 'ful'",
         ),
-        ("--config.train.optimizer=sgd", "config.train.optimizer='sgd': unknown, want one of adamw, muon"),
+        ("--config.train.optimizer=sgd", "config.train.optimizer='sgd': want str, one of adamw, muon"),
         ("--config.only=ful", "unknown variant 'ful'"),
     ],
 )
@@ -297,6 +305,16 @@ def test_wrong_settings_end_in_one_line(command, tmp_path, capsys, flag, message
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and err.startswith("train.py: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_wrong_settings_are_found_before_flax_is_imported(tmp_path):
+    code = (
+        "import sys, train; flags = [f'--workdir={sys.argv[1]}', '--config.data.path=nowhere'];"
+        "assert train.main(['train.py', *flags]) == 2;"
+        "print(sorted({'flax', 'optax', 'orbax', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
+    assert "no such file or folder" in done.stderr and done.stdout == "[]\n"
 
 
 def test_overwrite_starts_anew(finished, command, tmp_path, no_report):

@@ -15,6 +15,7 @@ from attention.masks import Causal, Dense, Full, Global, Keys, PerHead, Segments
 B, T, S, N, H = 2, 5, 7, 6, 3
 EMPTY_ROW = np.ones((B, 1, T, S), bool)
 EMPTY_ROW[1, 0, 2] = False
+UNSIGNED = np.arange(T, dtype=np.uint8)  # whose differences wrap
 RNG = np.random.default_rng(0)
 CHOICES = {
     "heads": [1, 2, 3, 6],
@@ -175,7 +176,7 @@ def test_equivalent_ways_to_hide():
         ({"is_causal": True, "query_positions": [2, 2, 0, 9, 1]}, j <= np.array([2, 2, 0, 9, 1])[:, None]),
         ({"is_causal": True, "key_positions": np.array([[5, 1, 0, 3, 2]])}, np.array([5, 1, 0, 3, 2]) <= i),
         ({"is_causal": True, "query_positions": np.arange(5, dtype=np.uint8) + 1}, j <= i + 1),
-        ({"local_window_size": 1, "query_positions": np.arange(5, dtype=np.uint8)}, abs(i - j) < 2),
+        ({"local_window_size": 1, "query_positions": UNSIGNED, "key_positions": UNSIGNED}, abs(i - j) < 2),
     ):
         given = {n: np.asarray(x) if n.endswith("positions") else x for n, x in given.items()}
         np.testing.assert_array_equal(attend(**given), attend(mask=dense), err_msg=str(given))

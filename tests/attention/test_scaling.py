@@ -65,13 +65,15 @@ def compiled(fn, T, differentiate):
     return jax.jit(program).lower(*[jax.ShapeDtypeStruct((T, 1, H), jnp.float32)] * 3).compile()
 
 
-def exponent(lengths, amounts):
-    """The p of the least-squares fit of a + b T^p, each amount weighing the same in proportion."""
-    amounts = np.array(amounts, float)
+def exponent(lengths, amounts, *, constant=True):
+    """The p of the least-squares fit of a + b T^p (b T^p without `constant`), each amount weighing in proportion."""
+    if not constant:
+        return np.polyfit(np.log(lengths), np.log(amounts), 1)[0]
+    amounts, ones = np.array(amounts, float), np.ones(len(lengths))
 
     def misfit(p):
-        terms = np.stack([np.ones(len(lengths)), (lengths / lengths[-1]) ** p], axis=-1) / amounts[:, None]
-        return ((terms @ np.linalg.lstsq(terms, np.ones(len(lengths)), rcond=None)[0] - 1) ** 2).sum()
+        terms = np.stack([ones, (lengths / lengths[-1]) ** p], axis=-1) / amounts[:, None]
+        return ((terms @ np.linalg.lstsq(terms, ones, rcond=None)[0] - 1) ** 2).sum()
 
     return min(np.linspace(0.5, 3, 251), key=misfit)
 
@@ -118,11 +120,11 @@ def test_time(name, monkeypatch):
 @pytest.mark.parametrize("name", PROMISES)
 def test_memory(name, differentiate):
     fn, _, promised = PROMISES[name]
-    lengths = LENGTHS[1:] if differentiate else LENGTHS
-    amounts = [compiled(fn, int(T), differentiate).memory_analysis().temp_size_in_bytes for T in lengths]
-    assert abs(exponent(lengths, amounts) - promised) < 0.15
-    if promised == 1:  # a few arrays of the inputs' size, beside the tile
-        assert amounts[-1] - amounts[-2] < 32 * 4 * H * (lengths[-1] - lengths[-2])
+    amounts = [compiled(fn, int(T), differentiate).memory_analysis().temp_size_in_bytes for T in LENGTHS]
+    # The dense form has no tile; XLA keeps four or five arrays of all scores, as it sees fit.
+    assert abs(exponent(LENGTHS, amounts, constant=name != "dense") - promised) < 0.15
+    if promised == 1:  # a few arrays of the inputs' size, beside the tile (measured: 1 to 15)
+        assert amounts[-1] - amounts[-2] < 20 * 4 * H * (LENGTHS[-1] - LENGTHS[-2])
 
 
 def test_flops_of_one_visit():
@@ -132,7 +134,7 @@ def test_flops_of_one_visit():
         outside = (reported[1] - reported[0]) / 1024
         body = reported[0] - outside * 1024
         product = 2 * H * 64 * 64
-        elementwise = 6 * 64 * 64 * products  # exp, max, sums, shifts: they weigh at H = 4, not at 64
+        elementwise = 2 * 64 * 64 * products  # exp, max, sums, shifts: they weigh at H = 4, not at 64
         assert products * product <= body <= products * product + elementwise
 
 

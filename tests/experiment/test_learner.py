@@ -14,8 +14,8 @@ import pytest
 from ml_collections import FrozenConfigDict
 
 from configs.compare_text import get_config
-from experiment import learner, optimizers
-from experiment.learner import check_learner, make_learner, make_step
+from experiment import devices, optimizers, settings
+from experiment.learner import make_learner, make_step
 from tasks import text
 
 
@@ -86,27 +86,18 @@ def test_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     monkeypatch.setattr(jax, "local_devices", lambda: list("abcd"))
     used = {}
-    monkeypatch.setattr(learner, "Mesh", lambda devices, _: "".join(devices))
+    monkeypatch.setattr(devices, "Mesh", lambda devices, _: "".join(devices))
     for batch_size, accumulate in ((1, 1), (6, 1), (6, 3), (8, 1), (10, 1)):
-        used[batch_size, accumulate] = learner.data_mesh(
+        used[batch_size, accumulate] = devices.data_mesh(
             tiny(train__batch_size=batch_size, train__accumulate=accumulate).train
         )
     assert used == {(1, 1): "a", (6, 1): "abc", (6, 3): "ab", (8, 1): "abcd", (10, 1): "ab"}
 
 
-def test_check_learner():
-    check_learner(tiny(), 256)
-    with pytest.raises(ValueError, match="config.train.optimizer='sgd': unknown, want one of adamw, muon"):
-        check_learner(tiny(train__optimizer="sgd"), 256)
-    with pytest.raises(ValueError, match="config.train.batch_size=6: want a multiple of config.train.accumulate=4"):
-        check_learner(tiny(train__accumulate=4), 256)
-    with pytest.raises(ValueError, match="config.model.name='mamba': unknown, want one of transformer"):
-        check_learner(tiny(model__name="mamba"), 256)
-    with pytest.raises(ValueError, match="config.model.vocab_size=100: the task needs 256"):
-        check_learner(tiny(model__vocab_size=100), 256)
-
-
 class TestOptimizers:
+    def test_a_config_may_name_each(self):
+        assert set(optimizers.OPTIMIZERS) == set(settings.OPTIMIZERS)
+
     def params(self):
         return make_learner(tiny(), 0).state["params"]
 

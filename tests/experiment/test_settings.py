@@ -45,6 +45,10 @@ class TestParse:
             ("--config.train.steps=3.5", "--config.train.steps=3.5"),
             ("--config.model.remat=perhaps", "--config.model.remat=perhaps"),
             ("--config=nowhere.py", "--config=nowhere.py: no such file"),
+            (
+                "--config.model.attention={'name': 'linear'}",
+                "every variant sets its own; change config.variants.full.model.",
+            ),
             ("--config.model.attention.name=linear", "every variant sets its own; change config.variants.full.model."),
             ("--wrkdir=x", "Unknown command line flag 'wrkdir'"),
             ("runs/x", "'runs/x': not a flag, want --FLAG=VALUE"),
@@ -60,6 +64,31 @@ class TestParse:
         with pytest.raises(settings.SettingsError, match="broken.py: invalid syntax") as caught:
             parse(f"--config={tmp_path / 'broken.py'}")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("body", ["x = 3", "def get_config():\n    return {}"])
+    def test_config_file_without_a_config(self, tmp_path, body):
+        (tmp_path / "empty.py").write_text(body)
+        with pytest.raises(settings.SettingsError, match="empty.py: want a function get_config"):
+            parse(f"--config={tmp_path / 'empty.py'}")
+
+    def test_config_file_runs_once_and_takes_text(self, tmp_path):
+        (tmp_path / "mine.py").write_text(
+            "from configs import compare_text\n"
+            "def get_config(text):\n"
+            f"    open({str(tmp_path / 'runs')!r}, 'a').write(text)\n"
+            "    return compare_text.get_config()\n"
+        )
+        assert parse(f"--config={tmp_path / 'mine.py'}:hello", "--config.seed=3").seed == 3
+        assert (tmp_path / "runs").read_text() == "hello"
+
+    def test_fields_that_only_sound_like_attention_are_for_all_variants(self):
+        config = parse("--config.model.attention_dropout=0.1")
+        assert {variant.model.attention_dropout for variant in settings.variants(config).values()} == {0.1}
+        with pytest.raises(settings.SettingsError, match="variant linear: model.attention_dropout: 'linear' has no w"):
+            settings.check(config)
+        with config.unlocked():
+            del config.variants.linear
+        settings.check(config)
 
     def test_attention_can_be_chosen_once_the_variants_are_dropped(self):
         config = parse("--config.variants={}", "--config.model.attention={'name': 'window', 'window': 5}")
@@ -79,6 +108,12 @@ class TestCheck:
         "field, value, message",
         [
             ("data__length", 0, "config.data.length=0: want int, at least 1"),
+            ("seed", 2**31, "config.seed=2147483648: want int, at least 0 and below 2**31"),
+            ("train__steps", 10**20, "want int, at least 1 and below 2**31"),
+            ("train__optimizer", "sgd", "config.train.optimizer='sgd': want str, one of adamw, muon"),
+            ("train__accumulate", 3, "config.train.batch_size=2: want a multiple of train.accumulate=3"),
+            ("model__vocab_size", 100, "variant full: config.model.vocab_size=100: the task 'text' needs 256"),
+            ("model__name", "mamba", "variant full: model.name: got 'mamba'; write one of transformer"),
             ("data__length", -512, "config.data.length=-512: want int, at least 1"),
             ("train__learning_rate", float("nan"), "config.train.learning_rate=nan: want float, above 0"),
             ("train__warmup_steps", 10**6, "config.train.warmup_steps=1000000: want fewer than train.steps"),
@@ -92,6 +127,11 @@ class TestCheck:
         with pytest.raises(settings.SettingsError) as caught:
             settings.check(changed(**{field: value}))
         assert message in str(caught.value)
+
+    def test_seeds_end_where_int32_does(self):
+        settings.check(changed(seed=2**31 - 3, seeds=3))
+        with pytest.raises(settings.SettingsError, match=r"config.seeds=4: want config.seed \+ config.seeds at most"):
+            settings.check(changed(seed=2**31 - 3, seeds=4))
 
     def test_unknown_and_missing_fields_of_a_config_file(self):
         config = get_config()

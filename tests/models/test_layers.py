@@ -159,20 +159,24 @@ REFUSED = [
     ({"name": "full", "window": 3}, "model.attention.window: 'full' has no such setting; it takes no settings"),
     ({"name": "window", "windows": 3}, "model.attention.windows: 'window' has no such setting; it takes window"),
     ({"name": "window"}, "model.attention.window: missing for 'window'; write window=64"),
-    ({"name": "window", "window": -1}, "model.attention.window: wanted an integer >= 0, got -1"),
-    ({"name": "window", "window": 2.0}, "model.attention.window: wanted an integer >= 0, got 2.0"),
-    ({"name": "window", "window": True}, "model.attention.window: wanted an integer >= 0, got True"),
+    ({"name": "window", "window": -1}, "model.attention.window: wanted an integer from 0 to 2147483647, got -1"),
+    ({"name": "window", "window": 2.0}, "model.attention.window: wanted an integer from 0 to 2147483647, got 2.0"),
+    ({"name": "window", "window": True}, "model.attention.window: wanted an integer from 0 to 2147483647, got True"),
     (
         {"name": "sparse_transformer", "pattern": "diagonal", "stride": 5, "summary": 0},
         "model.attention.pattern: got 'diagonal'; write one of strided, fixed",
     ),
     (
         {"name": "sparse_transformer", "pattern": "strided", "stride": 0, "summary": 0},
-        "model.attention.stride: wanted an integer >= 1, got 0",
+        "model.attention.stride: wanted an integer from 1 to 2147483647, got 0",
     ),
     (
         {"name": "sparse_transformer", "pattern": "strided", "stride": 5, "summary": 1},
         "model.attention.summary: 'strided' has no summary columns, got 1; write 0",
+    ),
+    (
+        {"name": "bigbird", **SETTINGS["bigbird"], "seed": 2**31},
+        "model.attention.seed: wanted an integer from 0 to 2147483647, got 2147483648; write 0",
     ),
     (
         {"name": "sparse_transformer", "pattern": "fixed", "stride": 5, "summary": 6},

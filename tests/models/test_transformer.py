@@ -1,5 +1,7 @@
 """The decoder: causality, packing, positions, scan and remat against their plain forms, refusals."""
 
+import pkgutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from flax import nnx
 
 from models import MODELS
-from models.transformer import POSITIONS, Transformer, check, sinusoids
+from models.config import POSITIONS, check
+from models.transformer import Transformer, sinusoids
 from models.variants import VARIANTS
 
 B, T, V = 2, 13, 23
@@ -63,7 +66,7 @@ def assert_trees_agree(got, wanted, roundings):
 
 
 def test_models_names_it():
-    assert MODELS == {"transformer": Transformer}
+    assert {name: pkgutil.resolve_name(path) for name, path in MODELS.items()} == {"transformer": Transformer}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -314,7 +317,12 @@ WRONG = [
     ({"attention_dropout": -0.1}, T, "model.attention_dropout: wanted a rate in [0, 1), got -0.1"),
     ({"width": 10}, T, "model.width: rope turns pairs, and width / num_heads = 5 is odd"),
     ({"width": 9, "num_heads": 3, "position": "sinusoidal"}, T, "model.width: sinusoidal positions want an even width"),
+    ({"name": "mamba"}, T, "model.name: got 'mamba'; write one of transformer"),
+    ({"rope_base": 0.5}, T, "model.rope_base: wanted a number above 1, got 0.5; write 10000.0"),
+    ({"rope_base": float("inf")}, T, "model.rope_base: wanted a number above 1, got inf"),
     ({"rope_scaling": {"rope_type": "linear"}}, T, "model.rope_scaling: "),
+    ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, T, "model.rope_scaling: "),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, T, "model.rope_scaling: "),
     ({"rope_scaling": {"rope_type": "spiral"}}, T, "model.rope_scaling: "),
     (
         {"position": "none", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},

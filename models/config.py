@@ -1,0 +1,120 @@
+"""The fields of a model's config and what they may hold; without Flax, so that a fault is found before its import."""
+
+import functools
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from attention import rotary_frequencies
+from models import MODELS
+from models.variants import check_attention
+
+POSITIONS = ("rope", "alibi", "t5", "learned", "sinusoidal", "none")
+DTYPES = ("float32", "bfloat16")
+FIELDS = {
+    "name": str,
+    "vocab_size": int,
+    "width": int,
+    "depth": int,
+    "num_heads": int,
+    "num_kv_heads": int,
+    "mlp_width": int,
+    "position": str,
+    "rope_base": float,
+    "rope_scaling": ConfigDict,
+    "t5_buckets": int,
+    "t5_max_distance": int,
+    "dropout": float,
+    "attention_dropout": float,
+    "dtype": str,
+    "tie_embeddings": bool,
+    "scan_layers": bool,
+    "remat": bool,
+    "attention": ConfigDict,
+}
+
+
+def check(config, length):
+    """Raises ValueError, in one line that says what to write, if no model can be built from `config` at this length.
+
+    Nothing is compiled.
+
+    Args:
+      config: a mapping with the fields of `FIELDS`.
+      length: the training length T.
+    """
+    if not isinstance(config, (ConfigDict, FrozenConfigDict)):
+        raise ValueError(f"model: wanted a ConfigDict, got {type(config).__name__}; write ConfigDict(...)")
+    if type(length) is not int or length < 1:
+        raise ValueError(f"length: wanted a positive integer, got {length!r}; write one such as 512")
+    _check_fields(config)
+    _check_sizes(config)
+    _check_positions(config)
+    _check_rope(config, length)
+    check_attention(config.attention, position=config.position, attention_dropout=config.attention_dropout)
+
+
+def _check_fields(config):
+    for name in config.keys() - FIELDS.keys():
+        raise ValueError(f"model.{name}: unknown field; the fields are {', '.join(FIELDS)}")
+    for name, wanted in FIELDS.items():
+        if name not in config:
+            raise ValueError(f"model.{name}: missing; write {name}: {wanted.__name__}")
+        value = config[name]
+        allowed = {float: (float, int), ConfigDict: (ConfigDict, FrozenConfigDict)}.get(wanted, wanted)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(f"model.{name}: wanted {wanted.__name__}, got {value!r}")
+    for name, choices in {"name": MODELS, "position": POSITIONS, "dtype": DTYPES}.items():
+        if config[name] not in choices:
+            raise ValueError(f"model.{name}: got {config[name]!r}; write one of {', '.join(choices)}")
+
+
+def _check_sizes(config):
+    for name in ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_width", "t5_buckets"):
+        if config[name] < 1:
+            raise ValueError(f"model.{name}: wanted at least 1, got {config[name]}")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= config[name] < 1:
+            raise ValueError(f"model.{name}: wanted a rate in [0, 1), got {config[name]}; write 0.0 for none")
+    for whole, part in (("width", "num_heads"), ("num_heads", "num_kv_heads")):
+        if config[whole] % config[part]:
+            raise ValueError(f"model.{whole}: {config[whole]} is not a multiple of {part} = {config[part]}; change one")
+
+
+def _check_positions(config):
+    if config.position == "t5" and (config.t5_buckets < 2 or config.t5_max_distance <= config.t5_buckets // 2):
+        raise ValueError(
+            f"model.t5_buckets: wanted 2 <= t5_buckets < 2 * t5_max_distance, got {config.t5_buckets} and "
+            f"{config.t5_max_distance}; write 32 and 128"
+        )
+    if config.position == "sinusoidal" and config.width % 2:
+        raise ValueError(f"model.width: sinusoidal positions want an even width, got {config.width}")
+
+
+def _check_rope(config, length):
+    if config.position != "rope":
+        if config.rope_scaling:
+            raise ValueError(f"model.rope_scaling: given, but position={config.position!r} does not rotate; write {{}}")
+        return
+    head_dim = config.width // config.num_heads
+    if head_dim % 2:
+        raise ValueError(f"model.width: rope turns pairs, and width / num_heads = {head_dim} is odd; make it even")
+    if not 1 < config.rope_base < float("inf"):
+        raise ValueError(f"model.rope_base: wanted a number above 1, got {config.rope_base}; write 10000.0")
+    try:
+        jax.eval_shape(functools.partial(rotary_frequencies, **rope_settings(config, length)))  # no device is woken
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.rope_scaling: {error}") from None
+
+
+def rope_settings(config, length):
+    """Arguments of `attention.rotary_frequencies` for a model; only dynamic scaling looks at `length`."""
+    scaling = dict(config.rope_scaling)
+    dynamic = "dynamic" in (scaling.get("rope_type"), scaling.get("type"))
+    head_dim = config.width // config.num_heads
+    return {
+        "head_dim": head_dim,
+        "base": config.rope_base,
+        "scaling": scaling,
+        "length": length if dynamic else None,
+    }
