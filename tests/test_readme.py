@@ -24,4 +24,4 @@ def test_names_every_public_name(name):
 def test_names_only_files_that_exist():
     root = Path(__file__).parent.parent
     for file in re.findall(r"[`\]( ]((?:attention|models|configs|tests|benchmarks|docs)/[\w/.]+\.\w+)", README):
-        assert (root / file).exists(), file
+        assert (root / file).exists() or "NAME" in file, file
