@@ -1,5 +1,6 @@
 """Every function works under JAX's strict flags, with arguments of fewer axes and of narrow integer types."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,8 +47,8 @@ def test_strict_flags_change_nothing(case, dtype):
     plain = jax.grad(total, argnums=(0, 1, 2))(query, key, value)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         strict = jax.grad(total, argnums=(0, 1, 2))(query, key, value)
-    for one, two in zip(plain, strict, strict=True):
-        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(two, np.float32))
+    chex.assert_trees_all_equal_shapes_and_dtypes(plain, strict, (query, key, value))
+    chex.assert_trees_all_equal(plain, strict)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blockwise", "linear"])
