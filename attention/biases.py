@@ -244,6 +244,17 @@ def t5_bucket(distance, *, bidirectional: bool = True, num_buckets: int = 32, ma
     return (offset + bucket).astype(jnp.int32)
 
 
+def change_scores(score, tile: Tile, softcap, bias, biases):
+    """Soft cap, then the bias array (its part in this tile), then each `Bias` in turn."""
+    if softcap is not None:
+        score = SoftCap(softcap).apply(score, tile)
+    if bias is not None:
+        score = score + bias.astype(score.dtype)
+    for change in biases:
+        score = change.apply(score, tile)
+    return score
+
+
 def as_biases(bias, num_heads: int) -> tuple[Any, tuple[Bias, ...]]:
     """Splits what a caller gave as `bias` into one array (or None) and a tuple of `Bias` objects, checked."""
     parts = list(bias) if isinstance(bias, (list, tuple)) else [] if bias is None else [bias]

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from . import dropout, schedule
+from .biases import change_scores
 from .checks import accumulation_dtype
 from .masks import Mask
 from .tile import Tile, plain_promotion
@@ -289,18 +290,7 @@ def _dots(q, k):
 
 
 def _change(p, tile, score, bias, biases):
-    """Soft cap, then the bias array, then each bias in turn."""
-    if p.softcap is None and bias is None and not biases:
-        return score
-    shape = score.shape
-    score = score.reshape(-1, *shape[2:])
-    if p.softcap is not None:
-        score = p.softcap * jnp.tanh(score / p.softcap)
-    if bias is not None:
-        score = score + bias.astype(score.dtype)
-    for change in biases:
-        score = change.apply(score, tile)
-    return score.reshape(shape)
+    return change_scores(score.reshape(-1, *score.shape[2:]), tile, p.softcap, bias, biases).reshape(score.shape)
 
 
 def _bias_part(local, tile):
@@ -321,8 +311,8 @@ def _allowed(p, mask, tile, j, i=None):
 def _drop(p, weight, local, tile):
     if not p.dropout_rate:
         return weight
-    keep = dropout.keep(local.words, p.dropout_rate, tile, p.num_heads).reshape(weight.shape)
-    return jnp.where(keep, weight / (1 - p.dropout_rate), 0)
+    heads = weight.reshape(-1, *weight.shape[2:])
+    return dropout.drop(heads, local.words, p.dropout_rate, tile, p.num_heads).reshape(weight.shape)
 
 
 def _tile(p, local, start_q, start_k, head, c):

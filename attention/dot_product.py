@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import dropout
-from .biases import as_biases
+from .biases import as_biases, change_scores
 from .blockwise import blockwise_attention
 from .checks import (
     accumulation_dtype,
@@ -116,9 +116,9 @@ def dot_product_attention(
     lead, (T, N, H), S = query.shape[:-3], query.shape[-3:], key.shape[-3]
     _check_choices(implementation, dropout_rate, rng, softcap, block_sizes)
     if implementation == "cudnn":
-        ours = dict(key_mask=key_mask, query_segment_ids=query_segment_ids, query_positions=query_positions,
-                    key_positions=key_positions, softcap=softcap, dropout_rate=dropout_rate or None,
-                    block_sizes=block_sizes)  # fmt: skip
+        ours = dict(key_mask=key_mask, query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids,
+                    query_positions=query_positions, key_positions=key_positions, softcap=softcap,
+                    dropout_rate=dropout_rate or None, block_sizes=block_sizes)  # fmt: skip
         return _cudnn(
             *(query, key, value, bias, mask, ours),
             scale=scale, is_causal=is_causal, query_seq_lengths=query_seq_lengths, return_residual=return_residual,
@@ -167,12 +167,7 @@ def reference_attention(query, key, value, mask, bias, biases, positions, *, sca
     score = jnp.einsum("...tkgh,...skh->...kgts", grouped, key.astype(accumulate)).reshape(*lead, N, T, S)
     batch = jnp.arange(int(np.prod(lead))).reshape(*lead, 1, 1, 1)
     tile = Tile(0, T, 0, S, 0, N, batch, *positions)
-    if softcap is not None:
-        score = softcap * jnp.tanh(score / softcap)
-    if bias is not None:
-        score = score + bias.astype(accumulate)
-    for change in biases:
-        score = change.apply(score, tile)
+    score = change_scores(score, tile, softcap, bias, biases)
     score = jnp.where(mask.allows(tile), score, -jnp.inf)
     top = jax.lax.stop_gradient(score.max(-1, keepdims=True, initial=-jnp.inf))
     top = jnp.where(top == -jnp.inf, 0, top)
@@ -182,8 +177,7 @@ def reference_attention(query, key, value, mask, bias, biases, positions, *, sca
     seen = jnp.where(empty, 1, total)
     weight = weight / seen
     if rng is not None:
-        keep = dropout.keep(dropout.seeds(rng), dropout_rate, tile, N)
-        weight = jnp.where(keep, weight / (1 - dropout_rate), 0)
+        weight = dropout.drop(weight, dropout.seeds(rng), dropout_rate, tile, N)
     weight = weight.reshape(*lead, K, N // K, T, S)
     out = jnp.einsum("...kgts,...skh->...tkgh", weight, value.astype(accumulate)).reshape(*lead, T, N, Hv)
     residual = jnp.swapaxes(jnp.where(empty, -jnp.inf, top + jnp.log(seen))[..., 0], -1, -2)

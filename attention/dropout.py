@@ -11,6 +11,11 @@ def seeds(rng):
     return jax.random.bits(rng, (2,), jnp.uint32)
 
 
+def drop(weight, words, rate: float, tile: Tile, num_heads: int):
+    """Zeroes weights `[..., heads, rows, columns]` of a tile at `rate`; the others grow by 1 / (1 - rate)."""
+    return jnp.where(keep(words, rate, tile, num_heads), weight / (1 - rate), 0)
+
+
 def keep(words, rate: float, tile: Tile, num_heads: int):
     """True with probability 1 - rate, a function of (words, batch, head, query index, key index) alone.
 

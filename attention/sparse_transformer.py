@@ -110,10 +110,10 @@ def sparse_transformer_attention(
         )
         # The key itself is in the window already, every other key of the column lies outside it.
         column = Window(None, -1) if causal else ~Window(0, 0)
-        second = _within_columns(query, key, value, column, stride, vectors, far, settings)
+        second = _apart(query, key, value, column, stride, vectors, far, settings, columns=True)
     else:
         inside = Causal() if causal else Full()
-        first = _within_blocks(query, key, value, inside, stride, vectors, near, settings)
+        first = _apart(query, key, value, inside, stride, vectors, near, settings, columns=False)
         second = _summaries(query, key, value, stride, _summary(summary, stride), causal, vectors, far, settings)
     out, _ = merge(*zip(first, second, strict=True))
     return out.astype(dtype)
@@ -159,7 +159,7 @@ def _split(arrays, vectors, stride, *, columns):
     T = arrays[0].shape[-3]
     real = vectors["key_mask"]
     real = jnp.ones(T, bool) if real is None else real
-    position = cut(jnp.arange(T), 0) if T % stride == 0 else cut(jnp.arange(T + -T % stride))
+    position = cut(jnp.arange(T + -T % stride))
     cut_vectors = {"key_mask": cut(real, False)}
     for name in ("query_segment_ids", "key_segment_ids"):
         cut_vectors[name] = None if vectors[name] is None else cut(vectors[name], -1)
@@ -176,6 +176,7 @@ def _join(x, T, *, columns, width):
 
 
 def _apart(query, key, value, mask, stride, vectors, rng, settings, *, columns):
+    """Attention inside each block of `stride` tokens, or inside each column of every stride-th token."""
     T = query.shape[-3]
     (query, key, value), vectors, position = _split((query, key, value), vectors, stride, columns=columns)
     # Order inside a part is the plain index; only a bias asks for true positions.
@@ -184,14 +185,6 @@ def _apart(query, key, value, mask, stride, vectors, rng, settings, *, columns):
         query, key, value, mask=mask, rng=rng, return_residual=True, **vectors, **positions, **settings
     )
     return _join(out, T, columns=columns, width=2), _join(residual, T, columns=columns, width=1)
-
-
-def _within_columns(query, key, value, mask, stride, vectors, rng, settings):
-    return _apart(query, key, value, mask, stride, vectors, rng, settings, columns=True)
-
-
-def _within_blocks(query, key, value, mask, stride, vectors, rng, settings):
-    return _apart(query, key, value, mask, stride, vectors, rng, settings, columns=False)
 
 
 def _summaries(query, key, value, stride, summary, causal, vectors, rng, settings):
