@@ -1,55 +1,22 @@
 """Exact softmax attention against the numbers of published libraries, values and gradients, in both implementations."""
 
 import functools
-import json
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import GOLDENS, assert_matches, heads_inside, load
 
 from attention import alibi_slopes, dot_product_attention, t5_bucket
 from attention.biases import T5, ALiBi
 from attention.masks import Causal, Dilated, Window
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 IMPLEMENTATIONS = {"reference": {}, "blockwise": {"block_sizes": (8, 8)}}  # 8: several blocks at lengths 9 to 22
-
-
-def load(case):
-    arrays = dict(np.load(GOLDENS / f"{case}.npz"))
-    return arrays, json.loads(str(arrays.pop("__meta__")))
-
-
-def heads_inside(x):
-    """[B, N, T, H], torch's order, to ours; its own inverse."""
-    return np.swapaxes(x, 1, 2)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def attend(request):
     return functools.partial(dot_product_attention, implementation=request.param, **IMPLEMENTATIONS[request.param])
-
-
-def assert_matches(fn, given, cotangent, out, gradients, noise):
-    """`fn(*given)` within 4 times the peer's own float32 noise, and the gradients of sum(fn(*given) * cotangent) too.
-
-    The noise was measured on the outputs. A gradient passes through all their products and as many on the way back, so
-    it is allowed twice the noise, in proportion to its largest number.
-    """
-
-    @jax.jit
-    def run(*given):
-        ours, pullback = jax.vjp(fn, *given)
-        return ours, pullback(cotangent)
-
-    ours, ours_gradients = run(*given)
-    np.testing.assert_allclose(ours, out, rtol=0, atol=4 * noise)
-    largest = np.abs(out).max()
-    for got, want in zip(ours_gradients, gradients, strict=True):
-        atol = 2 * 4 * noise * max(1, np.abs(want).max() / largest)
-        np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
 def sdpa_settings(case, arrays, meta):
