@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, check_segments, check_vector, quiet_padding
+from .checks import accumulation_dtype, check_arrays, quiet_padding
+from .recurrence import (
+    blank_broken,
+    check_causal,
+    check_chunk_size,
+    heads_first,
+    heads_inside,
+    prefix_sums,
+    quotient,
+    two_sided_sums,
+    visible,
+    zero_hidden,
+)
 from .tile import plain_promotion
 
 
@@ -28,6 +40,46 @@ def elu_plus_one(x):
     """
     # Not minimum(x, 0), whose gradient at a tie is one half.
     return jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x)))
+
+
+def softmax_features(x):
+    """The feature map softmax(x) over the last axis: the queries of Shen et al. 2018, arXiv:1812.01243.
+
+    Args:
+      x: an array [..., H].
+
+    Returns:
+      An array like `x`.
+
+    Example:
+      >>> [round(float(y), 3) for y in softmax_features(jnp.array([-1.0, 0.0, 2.0]))]
+      [0.042, 0.114, 0.844]
+    """
+    x = jnp.exp(x - lax.stop_gradient(x.max(-1, keepdims=True)))
+    return x / x.sum(-1, keepdims=True)
+
+
+def taylor_features(x):
+    """The feature map whose inner products are exp(s) to second order: 1 + s + s^2 / 2 with s = x . y / sqrt(H).
+
+    Arora et al. 2024, "Based", arXiv:2402.18668. The products are at least 1/2, though features may be
+    negative. 1 + H + H^2 features: meant for small heads, H = 16 in the paper.
+
+    Args:
+      x: an array [..., H].
+
+    Returns:
+      An array [..., 1 + H + H^2].
+
+    Example:
+      >>> x, y = jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])
+      >>> s = float(x @ y) / 2**0.5
+      >>> round(float(taylor_features(x) @ taylor_features(y)), 4) == round(1 + s + s**2 / 2, 4)
+      True
+    """
+    x = x * x.shape[-1] ** -0.25
+    squares = (x[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], -1)
+    return jnp.concatenate([jnp.ones_like(x[..., :1]), x, squares * 0.5**0.5], axis=-1)
 
 
 @plain_promotion
@@ -70,8 +122,9 @@ def linear_attention(
       query: [..., T, N, H].
       key: [..., S, K, H], N % K == 0: each key head serves N / K query heads.
       value: [..., S, K, Hv].
-      feature_map: function of a float32 array [..., length, heads, H] to [..., length, heads, features]; values should
-        not be negative, so that the normaliser cannot vanish. Any width of features; the state takes it in place of H.
+      feature_map: function of a float32 array [..., length, heads, H] to [..., length, heads, features], or a pair of
+        functions, (that of the queries, that of the keys). Inner products of features should be positive, so that the
+        normaliser cannot vanish. Any width of features; the state takes it in place of H.
       causal: query i sees the keys j <= i; needs T == S.
       key_mask: bool [..., S], True = real token. Keys and values of other tokens have no influence and may be NaN.
       chunk_size: C, the most tokens per chunk of the causal form. The work on scores grows with it, the states kept for
@@ -105,120 +158,144 @@ def linear_attention(
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     _check(query, key, value, causal, chunk_size, initial_state)
-    lead, (T, N), (S, K) = query.shape[:-3], query.shape[-3:-1], key.shape[-3:-1]
+    query_map, key_map = _pair(feature_map)
+    lead, T, S = query.shape[:-3], query.shape[-3], key.shape[-3]
     with_state = initial_state is not None or return_state
-    documents, real = _packing(query_segment_ids, key_segment_ids, lead, T, S, with_state)
-    keep = check_vector("key_mask", key_mask, lead, S, dtype=bool)
-    if real is not None:
-        keep = real if keep is None else keep & real
+    documents, real, keep = visible(key_mask, query_segment_ids, key_segment_ids, lead, T, S, with_state)
     dtype = accumulation_dtype(query.dtype)
-    query = quiet_padding(query, keep) if causal else query
-    # A query that is not finite spoils its own row alone; its zero cotangent must not reach the keys as 0 * NaN.
-    broken = ~jnp.isfinite(query).all(-1, keepdims=True)
-    query = jnp.where(broken, jnp.zeros_like(query), query)
-    queries = _features("query", feature_map, query.astype(dtype), real)
-    keys = _features("key", feature_map, key.astype(dtype), keep)
-    # The normaliser is one more column of the values, equal to 1: sum phi(k) 1.
-    values = _keep(jnp.pad(value.astype(dtype), [(0, 0)] * (value.ndim - 1) + [(0, 1)], constant_values=1), keep)
+    query, broken = blank_broken(quiet_padding(query, keep) if causal else query)
+    queries = _features("query", query_map, query.astype(dtype), real)
+    keys = _features("key", key_map, key.astype(dtype), keep)
+    out, normalizer, state = _weigh(queries, keys, value, keep, documents, chunk_size, causal, initial_state)
+    seen = normalizer != 0
+    out = quotient(out, normalizer) if normalize else out
+    out = jnp.where(broken & seen, jnp.nan, out).astype(query.dtype)
+    if not return_state:
+        return out
+    state = state.reshape(*lead, query.shape[-2], *state.shape[-2:])
+    return out, (state[..., :-1], state[..., -1])
 
-    queries = jnp.moveaxis(queries.reshape(*lead, T, K, N // K, -1), -4, -2)
-    keys, values = keys.swapaxes(-2, -3), values.swapaxes(-2, -3)
-    state = _join_state(initial_state, queries, values)  # [..., K, N/K, features, Hv + 1]
+
+@plain_promotion
+def efficient_attention(
+    query,
+    key,
+    value,
+    *,
+    causal=False,
+    key_mask=None,
+    scale=None,
+    chunk_size=64,
+    query_segment_ids=None,
+    key_segment_ids=None,
+):
+    """Attention through H averages over all values, one per feature, which each query mixes anew.
+
+        out_i = scale sum_f softmax_f(q_i)_f c_f        c_f = sum_j softmax_j(k_jf) v_j
+
+    Shen et al. 2018, "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243, section 3; the
+    paper's rho_q and rho_k are the two softmaxes, over the features of a query and over the length of a feature. The
+    weights of a row sum to `scale`. The paper has scale 1; the package linear-attention-transformer, which made this
+    known, has H^-0.5, our default.
+
+    Time O((T + S) N H Hv), no scores. Packing: as in `linear_attention`, one causal pass from either end.
+
+    Args:
+      query: [..., T, N, H].
+      key: [..., S, K, H], N % K == 0: each key head serves N / K query heads.
+      value: [..., S, K, Hv].
+      causal: refused. What is called causal efficient attention normalises rows, not features, so that it is
+        `linear_attention(feature_map=(softmax_features, jnp.exp), causal=True)`; keys above 88 overflow there.
+      key_mask: bool [..., S], True = real token. Keys and values of other tokens have no influence and may be NaN.
+      scale: None = H ** -0.5.
+      chunk_size: the most tokens per chunk, with packing.
+      query_segment_ids: int [..., T], the document of each token, negative = padding. Needs T == S.
+      key_segment_ids: int [..., S], equal to `query_segment_ids`.
+
+    Returns:
+      [..., T, N, Hv] in the dtype of `query`.
+
+    Raises:
+      ValueError: a shape, dtype or value does not fit, or an argument lacks the one it needs.
+      NotImplementedError: `causal`, or segment ids with T != S.
+
+    Example:
+      >>> query, key, value = jnp.zeros([3, 7, 2, 4])
+      >>> efficient_attention(query, key, value).shape
+      (7, 2, 4)
+    """
+    query, key, value = (jnp.asarray(x) for x in (query, key, value))
+    check_arrays(query, key, value)
+    check_chunk_size(chunk_size)
     if causal:
-        total, state = _prefix_sums(queries, keys, values, state, documents, chunk_size)
+        raise NotImplementedError(
+            "causal: each feature is normalised over the whole length; write "
+            "linear_attention(feature_map=(softmax_features, jnp.exp), causal=True), which normalises rows"
+        )
+    lead, T, S = query.shape[:-3], query.shape[-3], key.shape[-3]
+    documents, real, keep = visible(key_mask, query_segment_ids, key_segment_ids, lead, T, S, False)
+    dtype = accumulation_dtype(query.dtype)
+    query, broken = blank_broken(query)
+    queries = softmax_features(query.astype(dtype)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    keys = _length_softmax(zero_hidden(key, keep).astype(dtype), keep, documents)
+    out, weight, _ = _weigh(zero_hidden(queries, real), keys, value, keep, documents, chunk_size)
+    return jnp.where(broken & (weight != 0), jnp.nan, out).astype(query.dtype)
+
+
+def _pair(feature_map):
+    """The map of the queries and that of the keys."""
+    maps = (feature_map, feature_map) if callable(feature_map) else feature_map
+    if not isinstance(maps, (tuple, list)) or len(maps) != 2 or not all(callable(fn) for fn in maps):
+        raise ValueError(f"feature_map: wanted a function or a pair (query map, key map), got {feature_map!r}")
+    return maps
+
+
+def _weigh(queries, keys, value, keep, documents, chunk_size, causal=False, initial_state=None):
+    """Sums of weighted values [..., T, N, Hv] and of weights [..., T, N, 1], and the state they end in."""
+    # The sum of the weights is one more column of the values, equal to 1.
+    values = jnp.pad(value.astype(queries.dtype), [(0, 0)] * (value.ndim - 1) + [(0, 1)], constant_values=1)
+    queries, keys, values = heads_first(queries, keys, zero_hidden(values, keep))
+    state = _join_state(initial_state, queries, values)  # [..., K, G, features, Hv + 1]
+    if causal:
+        total, state = prefix_sums(queries, keys, values, state, documents, chunk_size)
     elif documents is None:
         state = jnp.broadcast_to(jnp.einsum("...jf,...jv->...fv", keys, values)[..., None, :, :], state.shape)
         total = jnp.einsum("...gif,...gfv->...giv", queries, state)
     else:
-        total = _two_sided_sums(queries, keys, values, state, documents, chunk_size)
-
-    out = jnp.moveaxis(total, -2, -4).reshape(*lead, T, N, -1)  # [..., T, N, Hv + 1]
-    seen = out[..., -1:] != 0
-    out = _quotient(out[..., :-1], out[..., -1:]) if normalize else out[..., :-1]
-    out = jnp.where(broken & seen, jnp.nan, out).astype(query.dtype)
-    if not return_state:
-        return out
-    state = state.reshape(*lead, N, *state.shape[-2:])
-    return out, (state[..., :-1], state[..., -1])
-
-
-@functools.partial(jax.jit, static_argnames=("chunk_size", "strict"))  # or eager calls would compile the scan each time
-def _prefix_sums(query, key, value, state, documents, chunk_size, *, strict=False):
-    """phi(q_i) . (state + sum of phi(k_j) value_j^T over j <= i in the document of i), and the state at the end.
-
-    Args:
-      query: [..., K, G, T, F] features.
-      key: [..., K, T, F] features, zero where hidden.
-      value: [..., K, T, V].
-      state: [..., K, G, F, V], belongs to the first document.
-      documents: int [..., T], constant on each document; None = one document.
-      chunk_size: tokens per chunk, at most.
-      strict: j < i instead of j <= i.
-    """
-    length = query.shape[-2]
-    count = -(-length // chunk_size)
-    size = -(-length // count)
-    earlier = jnp.tri(size, k=-1 if strict else 0, dtype=bool)
-    if documents is None:
-        documents = jnp.zeros(length, jnp.int32)
-
-    def split(x, axis, **pad):
-        """Cuts `axis` into chunks and brings their number to the front, as `lax.scan` wants it."""
-        axis %= x.ndim
-        padding = [(0, count * size - length if i == axis else 0) for i in range(x.ndim)]
-        x = jnp.pad(x, padding, **pad)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
-
-    # Without the checkpoint the gradient would keep the scores of every chunk; with it only the states between them.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(carry, chunk):
-        state, live = carry
-        query, key, value, document = chunk
-        last = document[..., -1:]
-        same = earlier & (document[..., :, None] == document[..., None, :])
-        scores = jnp.einsum("...gif,...jf->...gij", query, key)
-        scores = jnp.where(same[..., None, None, :, :], scores, 0)
-        recent = jnp.einsum("...gij,...jv->...giv", scores, value)
-        carried = jnp.einsum("...gif,...gfv->...giv", query, state)
-        total = recent + jnp.where((document == live)[..., None, None, :, None], carried, 0)
-        key = jnp.where((document == last)[..., None, :, None], key, 0)
-        added = jnp.einsum("...jf,...jv->...fv", key, value)[..., None, :, :]
-        state = jnp.where((last == live)[..., None, None, None], state, 0) + added
-        return (state, last), total
-
-    chunks = (split(query, -2), split(key, -2), split(value, -2), split(documents, -1, mode="edge"))
-    (state, _), total = lax.scan(step, (state, documents[..., :1]), chunks)
-    total = jnp.moveaxis(total, 0, -3)
-    return total.reshape(*total.shape[:-3], -1, total.shape[-1])[..., :length, :], state
-
-
-def _two_sided_sums(query, key, value, state, documents, chunk_size):
-    """As `_prefix_sums`, over all keys of the document: those up to i from the left, those after i from the right."""
-    left, _ = _prefix_sums(query, key, value, state, documents, chunk_size)
-    query, key, value = (jnp.flip(x, -2) for x in (query, key, value))
-    right, _ = _prefix_sums(query, key, value, state, jnp.flip(documents, -1), chunk_size, strict=True)
-    return left + jnp.flip(right, -2)
-
-
-def _quotient(numerator, denominator):
-    """Zero, with zero gradients, where the denominator is zero."""
-    empty = denominator == 0
-    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
+        total = two_sided_sums(queries, keys, values, state, documents, chunk_size)
+    total = heads_inside(total)
+    return total[..., :-1], total[..., -1:], state
 
 
 def _features(name, feature_map, x, keep):
     """Features of the kept rows. Others are zeroed before the map, so that NaN stays out of its gradient, and after."""
-    features = feature_map(_keep(x, keep))
+    features = feature_map(zero_hidden(x, keep))
     if features.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"feature_map: wanted features {[*x.shape[:-1], '...']} of the {name} {list(x.shape)}, "
             f"got {list(features.shape)}; map the last axis only"
         )
-    return _keep(features.astype(x.dtype), keep)
+    return zero_hidden(features.astype(x.dtype), keep)
 
 
-def _keep(x, keep):
-    return x if keep is None else jnp.where(keep[..., None, None], x, 0)
+def _length_softmax(key, keep, documents):
+    """Softmax over the kept tokens of each document, for every head and feature by itself."""
+    largest, total = (functools.partial(f, axis=-3, keepdims=True) for f in (jnp.max, jnp.sum))
+    if documents is not None:
+        by_document = (jax.ops.segment_max, jax.ops.segment_sum)
+        largest, total = (functools.partial(_reduce_documents, f, documents) for f in by_document)
+    keep = jnp.array(True) if keep is None else keep[..., None, None]
+    top = lax.stop_gradient(largest(jnp.where(keep, key, -jnp.inf)))
+    weights = jnp.exp(jnp.where(keep, key - jnp.where(jnp.isfinite(top), top, 0), -jnp.inf))
+    return quotient(weights, total(weights))
+
+
+def _reduce_documents(reduce, documents, x):
+    """`reduce` over the tokens of each document, `x [..., T, heads, width]`, given back to each of its tokens."""
+    *lead, T, _, _ = x.shape
+    ids = jnp.broadcast_to(documents, (*lead, T)).reshape(-1, T)
+    ids = (ids + T * jnp.arange(ids.shape[0])[:, None]).ravel()
+    return reduce(x.reshape(ids.size, -1), ids, num_segments=ids.size)[ids].reshape(x.shape)
 
 
 def _join_state(initial_state, query, value):
@@ -236,39 +313,10 @@ def _join_state(initial_state, query, value):
     return jnp.concatenate([sums, normalizer[..., None]], axis=-1).astype(query.dtype).reshape(shape)
 
 
-def _packing(query_ids, key_ids, lead, T, S, with_state):
-    """The document that each token is in or behind, counted from 0, and which are real: int and bool [..., T]."""
-    segments = check_segments(query_ids, key_ids, lead, T, S)
-    if segments is None:
-        return None, None
-    if with_state:
-        raise NotImplementedError(
-            "initial_state, return_state: a state does not say which document it belongs to; drop the segment ids"
-        )
-    if T != S:
-        raise NotImplementedError(
-            f"query_segment_ids: packing needs as many queries as keys, got T = {T} and S = {S}; attend each document "
-            "on its own, or use dot_product_attention"
-        )
-    traced = any(isinstance(ids, jax.core.Tracer) for ids in (query_ids, key_ids))
-    if not traced and query_ids is not key_ids and (segments.query_ids != segments.key_ids).any():
-        raise ValueError("key_segment_ids: wanted the same ids as query_segment_ids; hide single keys by key_mask")
-    query_ids, key_ids = jnp.broadcast_arrays(segments.query_ids, segments.key_ids)
-    real = (query_ids == key_ids) & (key_ids >= 0)
-    latest = lax.cummax(jnp.where(real, jnp.arange(T), 0), axis=real.ndim - 1)  # the last real token up to here
-    ids = jnp.take_along_axis(key_ids, latest, axis=-1)
-    changes = jnp.diff(ids, prepend=ids[..., :1], axis=-1) != 0
-    return jnp.cumsum(changes, axis=-1), real
-
-
 def _check(query, key, value, causal, chunk_size, initial_state):
     check_arrays(query, key, value)
-    T, S = query.shape[-3], key.shape[-3]
-    if causal and T != S:
-        raise ValueError(
-            f"causal: wanted one key per query, got T = {T} and S = {S}; earlier tokens enter as initial_state"
-        )
-    if not causal and initial_state is not None:
+    check_chunk_size(chunk_size)
+    if causal:
+        check_causal(query, key)
+    elif initial_state is not None:
         raise ValueError("initial_state: needs causal=True; without it every key is given at once")
-    if type(chunk_size) is not int or chunk_size < 1:
-        raise ValueError(f"chunk_size: wanted an int >= 1, got {chunk_size!r}")

@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import assert_matches, heads_inside, load
 
-from attention.linear import elu_plus_one, linear_attention
+from attention.linear import (
+    efficient_attention,
+    elu_plus_one,
+    linear_attention,
+    softmax_features,
+    taylor_features,
+)
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 ULP = 2.0**-23
@@ -371,6 +378,101 @@ def test_cost_is_linear_in_length(differentiate):
     assert temporary[-1] < 11 * 4 * lengths[-1] * N * H
 
 
+def test_taylor_features():
+    query, key, value = inputs(11)[0]
+
+    def taylor(query, key, value):
+        s = np.einsum("binh,bjnh->bnij", query, key) * query.dtype.type(H**-0.5)
+        weights = (1 + s + s * s / 2) * np.tri(11, dtype=query.dtype)
+        return np.einsum("bnij,bjnv->binv", weights / weights.sum(-1, keepdims=True), value)
+
+    out = attend(query, key, value, feature_map=taylor_features, causal=True, chunk_size=4)
+    assert_as_exact_as_float32(out, taylor, query, key, value)
+
+
+def test_published_efficient_attention():
+    golden, meta = load("efficient_attention_full")
+    given = [heads_inside(golden[f"in.{name}"]) for name in "qkv"]
+    expected = [heads_inside(golden[name]) for name in ("cot", "out", *(f"grad.in.{name}" for name in "qkv"))]
+    cotangent, out, *gradients = expected
+    ours = functools.partial(efficient_attention, key_mask=golden["aux.mask"])
+    assert_matches(ours, given, cotangent, out, gradients, meta["f32_vs_f64_max_abs"])
+
+
+def test_published_causal_efficient_attention():
+    """Rows normalised in place of features. The peer divides by at least 1e-3; no row here comes near that."""
+    golden, meta = load("efficient_attention_causal")
+    given = [heads_inside(golden[f"in.{name}"]) for name in "qkv"]
+    cotangent, out, *gradients = [heads_inside(golden[n]) for n in ("cot", "out", *(f"grad.in.{x}" for x in "qkv"))]
+    ours = functools.partial(linear_attention, feature_map=(softmax_features, jnp.exp), causal=True, chunk_size=6)
+    assert_matches(ours, given, cotangent, out, gradients, meta["f32_vs_f64_max_abs"])
+
+
+def efficient(query, key, value, allowed):
+    """The definition, `allowed [..., 1 or T, S]`: which keys the softmax over the length runs over, for each query."""
+    weights = np.exp(query) / np.exp(query).sum(-1, keepdims=True) * query.dtype.type(query.shape[-1] ** -0.5)
+    length = np.where(allowed[:, None, :, :, None], np.exp(key).swapaxes(1, 2)[:, :, None], 0)  # B N i j H
+    total = length.sum(-2, keepdims=True)
+    length = length / np.where(total == 0, 1, total)
+    return np.einsum("binh,bnijh,bjnv->binv", weights, length, value)
+
+
+@pytest.mark.parametrize("T, S", [(1, 13), (11, 1), (11, 11)])
+def test_efficient_attention_is_its_definition(T, S):
+    """Masked keys, some rows with none, packed documents with padding: their contents, however wild, do not matter."""
+    (query, key, value), _ = inputs(T, S, K=1)
+    repeated = [np.repeat(x, N, axis=-2) for x in (key, value)]
+    key_mask = np.random.default_rng(1).random((B, S)) < 0.7
+    key_mask[0] = False
+    hidden = ~key_mask[..., None, None]
+    fill = [np.where(hidden, np.float32(np.nan), x) for x in (key, value)]
+    out = efficient_attention(query, *fill, key_mask=key_mask)
+    assert_as_exact_as_float32(out, lambda *a: efficient(*a, key_mask[:, None]), query, *repeated)
+    assert not np.asarray(out)[0].any()
+    if T == S:
+        ids = np.array(DOCUMENTS["padded"])
+        padding = (ids < 0)[:, None, None]
+        fill = [np.where(padding, np.float32(np.nan), x) for x in (query, key, value)]
+        out = efficient_attention(*fill, query_segment_ids=ids, key_segment_ids=ids, chunk_size=4)
+        allowed = np.broadcast_to((ids[:, None] == ids) & (ids >= 0), (B, T, T))
+        assert_as_exact_as_float32(out, lambda *a: efficient(*a, allowed), query, *repeated)
+
+
+def test_efficient_attention_shrugs_off_large_keys():
+    (query, key, value), cotangent = inputs(11)
+    key[:, 3] = 400
+    out, pullback = jax.vjp(efficient_attention, 100 * query, 10 * key, value)
+    assert all(np.isfinite(x).all() for x in (out, *pullback(cotangent)))
+    np.testing.assert_allclose(out, value[:, 3:4] * np.ones([11, 1, 1]) * H**-0.5, rtol=4 * ULP)  # weight 1 on key 3
+
+
+@pytest.mark.parametrize("differentiate", [False, True], ids=["forward", "gradient"])
+@pytest.mark.parametrize("fn", [linear_attention, efficient_attention])
+def test_cost_of_seeing_all_keys_is_linear_too(fn, differentiate):
+    """No loop here, so the compiled program's FLOPs are all of them."""
+    lengths, width = np.array([1024, 4096]), 32
+
+    def loss(*arrays):
+        return fn(*arrays).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1, 2)) if differentiate else loss)
+    compiled = [
+        program.lower(*[jax.ShapeDtypeStruct([1, T, 1, width], jnp.float32)] * 3).compile() for T in lengths.tolist()
+    ]
+    flops = np.array([c.cost_analysis()["flops"] for c in compiled])
+    temporary = np.array([c.memory_analysis().temp_size_in_bytes for c in compiled])
+    for amounts in (flops, temporary):
+        assert abs(np.log(amounts[1] / amounts[0]) / np.log(4) - 1) < 0.1
+    promised = 2 * 2 * width * (width + 1) * (3 if differentiate else 1)  # the state made and read, with its weights
+    assert promised <= flops[1] / lengths[1] <= 1.5 * promised
+    assert temporary[1] < 12 * 4 * lengths[1] * width
+
+
+def test_efficient_attention_refuses_causal():
+    with pytest.raises(NotImplementedError, match="causal: each feature is normalised .* write linear_attention"):
+        efficient_attention(*inputs(11)[0], causal=True)
+
+
 QUERY, KEY, VALUE = (
     np.zeros([B, 7, N, H], np.float32),
     np.zeros([B, 7, N, H], np.float32),
@@ -402,6 +504,8 @@ STATE = (np.zeros([B, N, H, HV], np.float32), np.zeros([B, N, H], np.float32))
         ({"initial_state": STATE}, ValueError, "initial_state: needs causal=True"),
         ({"initial_state": STATE[::-1], "causal": True}, ValueError, r"initial_state.*\[2, 3, 5, 7\]"),
         ({"feature_map": lambda x: x.sum(-2)}, ValueError, "feature_map.*of the query.*last axis only"),
+        ({"feature_map": (elu_plus_one,)}, ValueError, "feature_map: wanted a function or a pair"),
+        ({"feature_map": "elu"}, ValueError, "feature_map: wanted a function or a pair .*, got 'elu'"),
         ({"query_segment_ids": IDS}, ValueError, "key_segment_ids: wanted together with"),
         ({"query_segment_ids": IDS, "key_segment_ids": IDS[:, :6]}, ValueError, "key_segment_ids"),
         ({"query_segment_ids": IDS, "key_segment_ids": IDS + 1}, ValueError, "key_segment_ids: wanted the same ids"),
