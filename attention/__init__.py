@@ -14,27 +14,52 @@ key_position[j] <= query_position[i]. A row with nothing to attend is exactly 0.
 from . import biases, masks
 from .biases import alibi_slopes, t5_bucket
 from .bigbird import bigbird_attention, bigbird_pattern, bigbird_random_blocks
+from .cache import KeyValueCache, cached_attention
+from .delta_rule import delta_rule_attention
 from .dot_product import dot_product_attention
-from .linear import elu_plus_one, linear_attention
+from .flax_adapter import flax_attention_fn
+from .gated_linear import gated_linear_attention, retention
+from .linear import efficient_attention, elu_plus_one, linear_attention, softmax_features, taylor_features
+from .linformer import linformer_attention
+from .local import local_attention
 from .longformer import longformer_attention
 from .merge import merge
+from .performer import PerformerState, performer_attention, performer_projection
+from .reformer import lsh_attention, lsh_buckets, lsh_rotations
 from .rotary import apply_rotary, rotary_frequencies
 from .sparse_transformer import sparse_transformer_attention
 
 __all__ = [
+    "KeyValueCache",
+    "PerformerState",
     "alibi_slopes",
     "apply_rotary",
     "biases",
     "bigbird_attention",
     "bigbird_pattern",
     "bigbird_random_blocks",
+    "cached_attention",
+    "delta_rule_attention",
     "dot_product_attention",
+    "efficient_attention",
     "elu_plus_one",
+    "flax_attention_fn",
+    "gated_linear_attention",
     "linear_attention",
+    "linformer_attention",
+    "local_attention",
     "longformer_attention",
+    "lsh_attention",
+    "lsh_buckets",
+    "lsh_rotations",
     "masks",
     "merge",
+    "performer_attention",
+    "performer_projection",
+    "retention",
     "rotary_frequencies",
+    "softmax_features",
     "sparse_transformer_attention",
     "t5_bucket",
+    "taylor_features",
 ]

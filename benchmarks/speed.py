@@ -73,6 +73,40 @@ def linear(query, key, value):
     return attention.linear_attention(query, key, value, causal=True)
 
 
+def local(query, key, value):
+    return attention.local_attention(query, key, value, window=128, causal=True)
+
+
+def lsh(query, key, value):
+    with jax.ensure_compile_time_eval():
+        rng = jax.random.key(0)
+    return attention.lsh_attention(query + key, value, num_hashes=2, bucket_size=64, rng=rng, causal=True)
+
+
+def performer(query, key, value):
+    projection = attention.performer_projection(jax.random.key(0), 256, H)
+    return attention.performer_attention(query, key, value, projection, causal=True)
+
+
+def linformer(query, key, value):
+    """Not causal."""
+    projections = jax.random.normal(jax.random.key(0), (2, query.shape[-3], 256)) / query.shape[-3] ** 0.5
+    return attention.linformer_attention(query, key, value, *projections)
+
+
+def retention(query, key, value):
+    return attention.retention(query, key, value)
+
+
+def gated(query, key, value):
+    return attention.gated_linear_attention(query, key, value, -jax.nn.softplus(key) / 16)
+
+
+def delta(query, key, value):
+    key = key / np.sqrt(H)  # the layer makes keys of unit length
+    return attention.delta_rule_attention(query, key, value, jax.nn.sigmoid(value[..., 0]))
+
+
 def gradient(function):
     """Forward and backward, with a cotangent of ones."""
     return jax.grad(lambda query, key, value: function(query, key, value).sum(), argnums=(0, 1, 2))
@@ -90,8 +124,9 @@ ROWS = [
         for length in (4096, 16384)
         for backward in (False, True)
         for variants in [
-            {"window 256": window, "longformer": longformer, "bigbird": bigbird, "strided": strided, "fixed": fixed,
-             "linear": linear},
+            {"window 256": window, "local": local, "longformer": longformer, "bigbird": bigbird, "strided": strided,
+             "fixed": fixed, "lsh": lsh, "linear": linear, "performer": performer, "linformer": linformer,
+             "retention": retention, "gated": gated, "delta rule": delta},
         ]
     ),
 ]  # fmt: skip

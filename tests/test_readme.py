@@ -6,14 +6,26 @@ from pathlib import Path
 import pytest
 
 import attention
+from attention.capabilities import tables
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(code.strip().splitlines()) <= 15
-    exec(compile(code, "README.md", "exec"), {})
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example_runs(number):
+    exec(compile(EXAMPLES[number], "README.md", "exec"), {})
+
+
+def test_first_example_is_short():
+    assert len(EXAMPLES[0].strip().splitlines()) <= 15
+
+
+def test_tables_are_those_of_the_code():
+    """If not: python -m attention.capabilities, between the two marks."""
+    assert f"<!-- python -m attention.capabilities -->\n\n{tables()}\n\n<!-- end -->" in README
 
 
 @pytest.mark.parametrize("name", attention.__all__)

@@ -1,6 +1,11 @@
-"""The contract of every attention function: one suite over all of them. A new variant is one more row."""
+"""The contract of every attention function: one suite over all of them. A new function is one more row.
+
+What a function can do is read from `attention.capabilities`, the table of the README: a yes is tried out here, a no must
+be a refusal.
+"""
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -9,46 +14,129 @@ import numpy as np
 import oracle
 import pytest
 
+import attention
 from attention import (
     bigbird_attention,
+    delta_rule_attention,
     dot_product_attention,
+    efficient_attention,
+    gated_linear_attention,
     linear_attention,
+    linformer_attention,
+    local_attention,
     longformer_attention,
+    lsh_attention,
+    performer_attention,
+    performer_projection,
+    retention,
     sparse_transformer_attention,
 )
+from attention.capabilities import CAPABILITIES
 
 T, N, K = 13, 6, 3
 
 
 class Row(NamedTuple):
-    """A function of (query, key, value, *, key_mask, query_segment_ids, key_segment_ids), and what it promises."""
+    """A function of (query, key, value, *, key_mask, query_segment_ids, key_segment_ids), and what it promises.
 
+    `causal` None: the order of positions is kept in the sums, but which keys meet depends on all of them.
+    """
+
+    function: str  # its row in CAPABILITIES
     fn: functools.partial
-    causal: bool = False
+    causal: bool | None = False
     self_attention: bool = True  # a masked token is a query too, and may then hold NaN in it
     ends_matter: bool = False  # the pattern depends on the length, so padding changes it
+    averages: bool = True  # the weights of a row sum to 1
+    key_refusals: bool = True  # complains about keys and values in the words of the others
 
 
+RANDOM = np.random.default_rng(11)
+# Halves of small integers, which bfloat16 holds exactly.
+PROJECTION = np.round(4 * performer_projection(jax.random.key(5), 7, 5)) / 4
+LENGTH_PROJECTIONS = RANDOM.integers(-4, 5, (2, N, T, 5)).astype(np.float32) / 4
+FADING = -RANDOM.integers(1, 9, (T, K, 5)).astype(np.float32) / 4
+BETA = RANDOM.integers(1, 5, (T, K)).astype(np.float32) / 4
+
+
+def of_tokens(x, key):
+    """What the layer would say of each token, [..., S, K(, H)]."""
+    x = jnp.asarray(x[: key.shape[-3]], key.dtype)
+    return jnp.broadcast_to(x, (*key.shape[:-3], *x.shape))
+
+
+def performer(query, key, value, **settings):
+    return performer_attention(query, key, value, PROJECTION, chunk_size=4, **settings)
+
+
+def linformer(query, key, value, **settings):
+    return linformer_attention(query, key, value, *jnp.asarray(LENGTH_PROJECTIONS, query.dtype), **settings)
+
+
+def lsh(query, key, value, **settings):
+    """Queries are keys, so both go into them; each key head serves its query heads."""
+    spread = functools.partial(jnp.repeat, repeats=N // K, axis=-2)
+    return lsh_attention(query + spread(key), spread(value), num_hashes=2, bucket_size=4, rng=SEED, **settings)
+
+
+def gated(query, key, value, **settings):
+    return gated_linear_attention(query, key, value, of_tokens(FADING, key), chunk_size=4, **settings)
+
+
+def gated_by_head(query, key, value, **settings):
+    return gated_linear_attention(query, key, value, of_tokens(FADING[..., 0], key), chunk_size=4, **settings)
+
+
+def delta(query, key, value, **settings):
+    return delta_rule_attention(query, key, value, of_tokens(BETA, key), chunk_size=4, **settings)
+
+
+def gated_delta(query, key, value, **settings):
+    return delta(query, key, value, log_decay=of_tokens(FADING[..., 0], key), **settings)
+
+
+SEED = jax.random.key(2)
 REFERENCE = functools.partial(dot_product_attention, implementation="reference")
 BLOCKWISE = functools.partial(dot_product_attention, implementation="blockwise", block_sizes=(4, 5))
+LOCAL = functools.partial(local_attention, window=4)
 LONGFORMER = functools.partial(longformer_attention, window=2, global_positions=np.array([5, 0]))
 SPARSE = functools.partial(sparse_transformer_attention, stride=4)
-BIGBIRD = functools.partial(bigbird_attention, block_size=2, num_random_blocks=1, rng=jax.random.key(2))
+BIGBIRD = functools.partial(bigbird_attention, block_size=2, num_random_blocks=1, rng=SEED)
 LINEAR = functools.partial(linear_attention, chunk_size=4)
+EFFICIENT = functools.partial(efficient_attention, chunk_size=4)
+RETENTION = functools.partial(retention, chunk_size=4)
+causal = functools.partial
 
 FUNCTIONS = {
-    "reference": Row(REFERENCE, self_attention=False),
-    "reference_causal": Row(functools.partial(REFERENCE, is_causal=True), causal=True, self_attention=False),
-    "blockwise": Row(BLOCKWISE, self_attention=False),
-    "blockwise_causal": Row(functools.partial(BLOCKWISE, is_causal=True), causal=True, self_attention=False),
-    "longformer": Row(LONGFORMER),
-    "longformer_causal": Row(functools.partial(LONGFORMER, causal=True), causal=True),
-    "sparse_transformer_strided": Row(functools.partial(SPARSE, pattern="strided"), causal=True),
-    "sparse_transformer_fixed": Row(functools.partial(SPARSE, pattern="fixed", causal=False)),
-    "bigbird": Row(BIGBIRD, ends_matter=True),
-    "bigbird_causal": Row(functools.partial(BIGBIRD, causal=True, num_random_blocks=0, num_global_blocks=0), causal=True),
-    "linear": Row(LINEAR, self_attention=False),
-    "linear_causal": Row(functools.partial(LINEAR, causal=True), causal=True),
+    "reference": Row("dot_product_attention", REFERENCE, self_attention=False),
+    "reference_causal": Row("dot_product_attention", causal(REFERENCE, is_causal=True), True, self_attention=False),
+    "blockwise": Row("dot_product_attention", BLOCKWISE, self_attention=False),
+    "blockwise_causal": Row("dot_product_attention", causal(BLOCKWISE, is_causal=True), True, self_attention=False),
+    "local": Row("local_attention", LOCAL),
+    "local_causal": Row("local_attention", causal(LOCAL, causal=True), True),
+    "longformer": Row("longformer_attention", LONGFORMER),
+    "longformer_causal": Row("longformer_attention", causal(LONGFORMER, causal=True), True),
+    "sparse_transformer_strided": Row("sparse_transformer_attention", causal(SPARSE, pattern="strided"), True),
+    "sparse_transformer_fixed": Row("sparse_transformer_attention", causal(SPARSE, pattern="fixed", causal=False)),
+    "sparse_transformer_split": Row("sparse_transformer_attention", causal(SPARSE, heads="split"), True),
+    "bigbird": Row("bigbird_attention", BIGBIRD, ends_matter=True),
+    "bigbird_causal": Row(
+        "bigbird_attention", causal(BIGBIRD, causal=True, num_random_blocks=0, num_global_blocks=0), True
+    ),
+    "lsh": Row("lsh_attention", lsh, ends_matter=True, key_refusals=False),
+    "lsh_causal": Row("lsh_attention", causal(lsh, causal=True), None, ends_matter=True, key_refusals=False),
+    "linformer": Row("linformer_attention", linformer, self_attention=False, averages=False),
+    "performer": Row("performer_attention", performer, self_attention=False),
+    "performer_causal": Row("performer_attention", causal(performer, causal=True), True),
+    "performer_relu": Row("performer_attention", causal(performer, causal=True, kernel="relu"), True),
+    "linear": Row("linear_attention", LINEAR, self_attention=False),
+    "linear_causal": Row("linear_attention", causal(LINEAR, causal=True), True),
+    "efficient": Row("efficient_attention", EFFICIENT, self_attention=False, averages=False),
+    "retention": Row("retention", RETENTION, True, averages=False),
+    "gated": Row("gated_linear_attention", gated, True, averages=False),
+    "gated_by_head": Row("gated_linear_attention", gated_by_head, True, averages=False),
+    "delta_rule": Row("delta_rule_attention", delta, True, averages=False),
+    "gated_delta_rule": Row("delta_rule_attention", gated_delta, True, averages=False),
 }  # fmt: skip
 
 *ARRAYS, D_OUT, _ = oracle.inputs(T, None, N, K)
@@ -58,6 +146,10 @@ ONE_DOCUMENT = np.zeros((2, T), np.int32)
 every = pytest.mark.parametrize("name", FUNCTIONS)
 
 
+def packs(name):
+    return CAPABILITIES[FUNCTIONS[name].function].packing
+
+
 @functools.cache
 def program(name):
     """The compiled output and gradients. One program serves most tests: masks and ids are data."""
@@ -65,7 +157,9 @@ def program(name):
     @jax.jit
     def run(arrays, d_out, key_mask, ids):
         def attend(*arrays):
-            masks = dict(key_mask=key_mask, query_segment_ids=ids, key_segment_ids=ids)
+            masks = dict(key_mask=key_mask)
+            if packs(name):
+                masks |= dict(query_segment_ids=ids, key_segment_ids=ids)
             return FUNCTIONS[name].fn(*arrays, **masks)
 
         out, pullback = jax.vjp(attend, *arrays)
@@ -127,6 +221,10 @@ def test_masked_keys_have_no_influence(name):
 @every
 def test_packed_documents_are_isolated(name):
     """A document, and the padding around it, may change without a bit of another document changing."""
+    if not packs(name):
+        with pytest.raises(TypeError, match="query_segment_ids"):
+            FUNCTIONS[name].fn(*ARRAYS, query_segment_ids=ONE_DOCUMENT, key_segment_ids=ONE_DOCUMENT)
+        return
     ids = np.array([[0] * 5 + [1] * 6 + [-1] * 2, [-1] + [4] * 7 + [2] * 5])
     expected = run(name, ids=ids)
     assert not expected[0][ids < 0].any()
@@ -143,8 +241,8 @@ def test_packed_documents_are_isolated(name):
 @every
 def test_no_look_ahead(name):
     """Token t changes nothing before t, and what lies before t passes no gradient to it, bit for bit."""
-    if not FUNCTIONS[name].causal:
-        pytest.skip("not causal")
+    if FUNCTIONS[name].causal is not True:
+        pytest.skip("not causal, or in its sums only")
     expected = run(name)
     for t in (1, 4, 6, T - 1):
         late = np.broadcast_to(np.arange(T) >= t, (2, T))
@@ -157,7 +255,7 @@ def test_no_look_ahead(name):
 
 @every
 def test_what_is_not_causal_looks_ahead(name):
-    if FUNCTIONS[name].causal:
+    if FUNCTIONS[name].causal is not False:
         pytest.skip("causal")
     late = np.broadcast_to(np.arange(T) >= T - 2, (2, T))
     assert (run(name, [ARRAYS[0], *(at(late, x, noise()) for x in ARRAYS[1:])])[0] != run(name)[0])[:, : T - 2].any()
@@ -170,7 +268,7 @@ def test_padding_changes_nothing(name):
         pytest.skip("the last block is part of the pattern")
     short = jax.jit(FUNCTIONS[name].fn)(*(x[:, :11] for x in ARRAYS))
     real = np.broadcast_to(np.arange(T) < 11, (2, T))
-    for given in ({"key_mask": real}, {"ids": np.where(real, 0, -1)}):
+    for given in [{"key_mask": real}] + [{"ids": np.where(real, 0, -1)}] * packs(name):
         assert_rounding(run(name, [at(~real, x, 7.0) for x in ARRAYS], **given)[0][:, :11], short)
 
 
@@ -191,7 +289,9 @@ def test_one_token_sees_itself(name):
     """Length 1, eagerly, without batch dimensions: the output is the token's own value."""
     query, key, value = (jnp.asarray(x[0, :1]) for x in ARRAYS)
     out = FUNCTIONS[name].fn(query, key, value)
-    assert_rounding(out, np.repeat(value, N // K, axis=-2), ulps=4)
+    assert out.shape == (1, N, value.shape[-1]) and np.asarray(out).any((-1, -2)).all()
+    if FUNCTIONS[name].averages:
+        assert_rounding(out, np.repeat(value, N // K, axis=-2), ulps=4)
 
 
 @every
@@ -260,6 +360,10 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_refusals(name, wrong):
     arguments, message = WRONG[wrong]
+    if not FUNCTIONS[name].key_refusals and wrong.split("_")[0] in ("key", "value", "query") and "mask" not in wrong:
+        pytest.skip("has arrays of its own")
+    if not packs(name) and "segments" in wrong:
+        pytest.skip("refuses all ids")
     with pytest.raises(ValueError, match=message):
         FUNCTIONS[name].fn(**{"query": QUERY, "key": KEY, "value": VALUE} | arguments)
 
@@ -270,3 +374,63 @@ def test_unknown_arguments_are_refused(name):
         FUNCTIONS[name].fn(*ARRAYS, attention_mask=REAL)
     with pytest.raises(TypeError):
         FUNCTIONS[name].fn(*ARRAYS, None, None, None)  # what is not learned goes by keyword
+
+
+@pytest.mark.parametrize("function", CAPABILITIES)
+def test_capabilities_are_what_the_signature_takes(function):
+    """What the table denies, the function has no argument for."""
+    able, takes = CAPABILITIES[function], inspect.signature(getattr(attention, function)).parameters
+    assert able.padding == ("key_mask" in takes)
+    assert able.packing == ("query_segment_ids" in takes) == ("key_segment_ids" in takes)
+    assert able.bias == ("bias" in takes)
+    assert able.dropout == ("dropout_rate" in takes)
+    assert (able.decoding == "state") == ("initial_state" in takes) == ("return_state" in takes)
+    if able.causal and able.bidirectional:
+        assert not takes.keys().isdisjoint({"causal", "is_causal"})
+    elif "causal" in takes:
+        with pytest.raises(NotImplementedError, match="causal"):
+            getattr(attention, function)(*ARRAYS, causal=True)
+    for name in able.learned.split("`")[1::2]:
+        assert name in takes
+
+
+@pytest.mark.parametrize("function", CAPABILITIES)
+def test_every_capability_is_tried_out(function):
+    able, rows = CAPABILITIES[function], [row for row in FUNCTIONS.values() if row.function == function]
+    assert able.causal == any(row.causal is not False for row in rows)
+    assert able.bidirectional == any(row.causal is False for row in rows)
+
+
+def test_the_table_names_every_attention_function():
+    exported = {name for name in attention.__all__ if name.endswith("_attention") or name == "retention"}
+    assert exported - {"cached_attention"} == set(CAPABILITIES)
+
+
+@every
+def test_cross_attention(name):
+    """Another number of queries than of keys, or a refusal."""
+    row = FUNCTIONS[name]
+    query = ARRAYS[0][:, :7]
+    if CAPABILITIES[row.function].cross and row.causal is False:
+        assert_rounding(row.fn(query, *ARRAYS[1:]), run(name)[0][:, :7])
+    elif not CAPABILITIES[row.function].cross:
+        with pytest.raises((ValueError, TypeError)):
+            row.fn(query, *ARRAYS[1:])
+
+
+@every
+def test_dropout(name):
+    """Weights are dropped and the rest grow: the mean over draws is the output without; or it is refused."""
+    row = FUNCTIONS[name]
+    if not CAPABILITIES[row.function].dropout:
+        with pytest.raises(TypeError, match="dropout_rate"):
+            row.fn(*ARRAYS, dropout_rate=0.5)
+        return
+    seed = "dropout_rng" if "dropout_rng" in inspect.signature(getattr(attention, row.function)).parameters else "rng"
+    with pytest.raises(ValueError, match=f"{seed}|rng"):
+        row.fn(*ARRAYS, dropout_rate=0.5)
+    draw = jax.jit(jax.vmap(lambda rng: row.fn(*ARRAYS, dropout_rate=0.5, **{seed: rng})))
+    outputs = np.asarray(draw(jax.random.split(SEED, 400)))
+    assert len({x.tobytes() for x in outputs}) == 400
+    error = np.abs(outputs.mean(0) - run(name)[0])
+    assert (error < 6 * outputs.std(0) / 20 + 1e-5).all()

@@ -1,0 +1,257 @@
+"""Forward and backward beside the PyTorch packages that implement the same mechanisms, side by side in one run.
+
+    pip install -e '.[benchmarks]'
+    python benchmarks/peers.py                    # every row
+    python benchmarks/peers.py --only=reformer    # rows whose name contains "reformer"
+    python benchmarks/peers.py --forward --rounds=5 --json=out.json
+
+Float32, B=1, T=4096, N=8, H=64, all cores for both. Where the peer is a layer with projections, ours is given the same
+projections; the last row says what those cost alone. Medians of rounds in which the sides take turns.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from timing import compile_all, measure, ratio
+
+import attention
+
+T, N, H = 4096, 8, 64
+E = N * H
+PACKAGES = "torch", "transformers", "performer-pytorch", "linformer", "local-attention"
+
+
+def hidden():
+    return np.random.default_rng(0).standard_normal((1, T, E)).astype(np.float32)
+
+
+def heads():
+    """query, key and value [1, T, N, H]."""
+    return np.random.default_rng(1).standard_normal((3, 1, T, N, H)).astype(np.float32)
+
+
+def layer(attend, projections, out=False):
+    """(x, weights) -> attention over projections of x; with `out` projected back, as some peers do."""
+
+    def apply(x, *weights):
+        projected = [(x @ w).reshape(1, T, N, H) for w in weights[:projections]]
+        attended = attend(*projected, *weights[projections + out :]).reshape(1, T, E)
+        return attended @ weights[projections] if out else attended
+
+    weights = [np.random.default_rng(i).standard_normal((E, E)).astype(np.float32) / E**0.5 for i in range(6)]
+    return apply, (hidden(), *weights[: projections + out])
+
+
+def torch_layer(module, call=lambda module, x: module(x)):
+    """The peer as a function of no arguments: forward, or forward and backward, from the same input."""
+    module.train()
+
+    def run(backward):
+        x = torch.tensor(hidden(), requires_grad=backward)
+        with torch.set_grad_enabled(backward):
+            out = call(module, x)
+        if backward:
+            out.sum().backward()
+        return 0
+
+    return run
+
+
+def torch_function(attend):
+    arrays = [torch.tensor(x).transpose(1, 2).contiguous() for x in heads()]
+
+    def run(backward):
+        leaves = [x.clone().requires_grad_(backward) for x in arrays]
+        with torch.set_grad_enabled(backward):
+            out = attend(*leaves)
+        if backward:
+            out.sum().backward()
+        return 0
+
+    return run
+
+
+def longformer():
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    settings = LongformerConfig(
+        hidden_size=E, num_attention_heads=N, attention_window=[512], attention_probs_dropout_prob=0.0
+    )
+    is_global = torch.arange(T)[None] < 16
+    masks = {
+        "attention_mask": torch.where(is_global, 10000.0, 0.0),
+        "is_index_masked": torch.zeros(1, T, dtype=torch.bool),
+        "is_index_global_attn": is_global,
+        "is_global_attn": True,
+    }
+
+    def ours(query, key, value, *global_arrays):
+        names = "global_query", "global_key", "global_value"
+        return attention.longformer_attention(
+            query,
+            key,
+            value,
+            window=256,
+            global_positions=jnp.arange(16),
+            **dict(zip(names, global_arrays, strict=True)),
+        )
+
+    module = LongformerSelfAttention(settings, 0)
+    return *layer(ours, 6), torch_layer(module, lambda module, x: module(x, **masks)[0])
+
+
+def bigbird():
+    from transformers import BigBirdConfig
+    from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+
+    settings = BigBirdConfig(
+        hidden_size=E, num_attention_heads=N, block_size=64, num_random_blocks=3, max_position_embeddings=T
+    )
+    blocks = np.asarray(attention.bigbird_random_blocks(jax.random.key(0), N, T, 64, 3))
+
+    def ours(query, key, value):
+        return attention.bigbird_attention(query, key, value, block_size=64, random_blocks=blocks)
+
+    ones = torch.ones(1, T)
+    blocked = ones.view(1, T // 64, 64)
+    around = torch.cat([blocked[:, 1:-3], blocked[:, 2:-2], blocked[:, 3:-1]], dim=2)
+    band = torch.einsum("blq,blk->blqk", blocked[:, 2:-2], around)[:, None]
+    masks = band, ones.view(1, 1, T, 1), ones.view(1, 1, 1, T), blocked, blocked
+    module = BigBirdBlockSparseAttention(settings, seed=0)
+    side = torch_layer(module, lambda module, x: module(x, *masks)[0])
+    module.eval()  # in training it draws its pattern anew in every call
+    return *layer(ours, 3), side
+
+
+def reformer():
+    from transformers import ReformerConfig
+    from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+
+    settings = ReformerConfig(
+        hidden_size=E, num_attention_heads=N, attention_head_size=H, lsh_attn_chunk_length=64, num_hashes=2,
+        num_buckets=128, is_decoder=True, lsh_attention_probs_dropout_prob=0.0, max_position_embeddings=T,
+    )  # fmt: skip
+
+    def ours(query_key, value):
+        rotations = attention.lsh_rotations(jax.random.key(0), N, H, 2, 128)
+        return attention.lsh_attention(
+            query_key, value, num_hashes=2, bucket_size=64, num_buckets=128, rotations=rotations, causal=True
+        )
+
+    module = LSHSelfAttention(settings)
+    return *layer(ours, 2), torch_layer(module, lambda module, x: module(x)[0])
+
+
+def performer(causal=False):
+    from performer_pytorch import FastAttention
+
+    projection = np.asarray(attention.performer_projection(jax.random.key(0), 256, H))
+
+    def ours(query, key, value):
+        return attention.performer_attention(query, key, value, projection, causal=causal)
+
+    return ours, tuple(heads()), torch_function(FastAttention(H, nb_features=256, causal=causal))
+
+
+def linear():
+    from performer_pytorch.performer_pytorch import linear_attention
+
+    def theirs(query, key, value):
+        return linear_attention(*(torch.nn.functional.elu(x) + 1 for x in (query, key)), value)
+
+    return attention.linear_attention, tuple(heads()), torch_function(theirs)
+
+
+def linformer():
+    from linformer import LinformerSelfAttention
+
+    rank = 256
+    ours, weights = layer(attention.linformer_attention, 3, out=True)
+    projections = np.random.default_rng(9).standard_normal((2, T, rank)).astype(np.float32) / T**0.5
+    return ours, (*weights, *projections), torch_layer(LinformerSelfAttention(E, T, k=rank, heads=N))
+
+
+def local(causal):
+    from local_attention import LocalAttention
+
+    def ours(query, key, value):
+        return attention.local_attention(query, key, value, window=256, causal=causal)
+
+    theirs = LocalAttention(
+        window_size=256, causal=causal, look_backward=1, look_forward=0 if causal else 1, use_rotary_pos_emb=False
+    )
+    return ours, tuple(heads()), torch_function(theirs)
+
+
+def projections():
+    def ours(*arrays):
+        return sum(arrays)
+
+    module = torch.nn.ModuleList([torch.nn.Linear(E, E, bias=False) for _ in range(3)])
+    return *layer(ours, 3), torch_layer(module, lambda module, x: sum(linear(x) for linear in module))
+
+
+ROWS = {
+    "longformer: transformers, 256 each side + 16 global, 6 projections": longformer,
+    "bigbird: transformers, block 64, 3 random, 3 projections": bigbird,
+    "reformer: transformers, chunk 64, 2 hashes, causal, 2 projections": reformer,
+    "performer: performer-pytorch, 256 features": performer,
+    "linear elu+1: performer-pytorch": linear,
+    "linformer: linformer, R = 256, 4 projections": linformer,
+    "local: local-attention, window 256, causal, 1 back": lambda: local(True),
+    "local: local-attention, window 256, 1 back 1 forward": lambda: local(False),
+    "(3 projections alone)": projections,
+}
+
+
+def gradient(function, count):
+    return jax.grad(lambda *args: function(*args).sum(), argnums=tuple(range(count)))
+
+
+def run_row(name, make, backward, rounds):
+    ours, args, theirs = make()
+    args = tuple(jnp.asarray(x) for x in args)
+    compiled, seconds = compile_all({"ours": gradient(ours, len(args)) if backward else ours}, args)
+    sides = {"ours": lambda: compiled["ours"](*args), "peer": lambda: theirs(backward)}
+    times = measure(sides, (), rounds=rounds)
+    return {
+        "row": name, "pass": "forward+backward" if backward else "forward",
+        "ours_ms": round(float(np.median(times["ours"])) * 1e3, 1),
+        "peer_ms": round(float(np.median(times["peer"])) * 1e3, 1),
+        "peer / ours": round(ratio(times, "peer", "ours"), 2), "compile_s": round(seconds["ours"], 1),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--forward", action="store_true", help="the forward pass alone")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", default=None, help="also write the rows here")
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    print(f"{date.today()}  jax {jax.__version__}  {versions}  {os.cpu_count()} cores", flush=True)
+    rows = []
+    for name, make in ROWS.items():
+        if options.only in name:
+            rows.append(run_row(name, make, not options.forward, options.rounds))
+            print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
