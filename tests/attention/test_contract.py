@@ -192,7 +192,8 @@ def test_values_are_of_the_promised_shape_and_finite(name):
     assert out.shape == D_OUT.shape and out.dtype == np.float32
     for x, array in zip(gradients, ARRAYS, strict=True):
         assert x.shape == array.shape and np.isfinite(x).all()
-        assert x[:, 1:].any((-1, -2)).all()  # the first query, if it sees one key only, cannot change the output
+        # The first query, if it sees one key only, cannot change the output; with LSH nobody may see the last value.
+        assert x[:, 1 : -1 if FUNCTIONS[name].causal is None else None].any((-1, -2)).all()
 
 
 @every
