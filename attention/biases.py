@@ -151,6 +151,24 @@ class ScoreFunction(Bias):
         return jnp.broadcast_to(changed, score.shape).astype(score.dtype)
 
 
+@_bias(data=["bias"], meta=["first", "num_heads"])
+class HeadSlice(Bias):
+    """`bias`, which is for `num_heads` heads, on those from `first` on."""
+
+    bias: Bias
+    first: int
+    num_heads: int
+
+    def check(self, num_heads):
+        self.bias.check(self.num_heads)
+
+    def closed(self, *example):
+        return HeadSlice(self.bias.closed(*example), self.first, self.num_heads)
+
+    def apply(self, score, tile):
+        return self.bias.apply(score, tile._replace(head=tile.head + self.first))
+
+
 def by_distance(lookup: Callable, tile: Tile):
     """`lookup(j - i)` for each pair of the tile, `[..., heads, rows, columns]`; lookup gives `[..., heads]` last.
 

@@ -38,6 +38,8 @@ class Extras(NamedTuple):
     query_positions: Any  # [B or 1, T] or None
     key_positions: Any
     words: Any  # seeds of the dropout, or None
+    by_query: Any  # a traced schedule, or None
+    by_key: Any
 
 
 class Program(NamedTuple):
@@ -53,14 +55,19 @@ class Program(NamedTuple):
     num_heads: int
     softcap: float | None
     dropout_rate: float
-    by_query: schedule.Lists
-    by_key: schedule.Lists
+    plans: int
+    by_query: schedule.Lists | None  # a static schedule, or None
+    by_key: schedule.Lists | None
 
 
-def blockwise_attention(query, key, value, mask, bias, biases, positions, *, scale, softcap, dropout_rate, rng, sizes):
+def blockwise_attention(
+    query, key, value, mask, bias, biases, positions, *, scale, softcap, dropout_rate, rng, sizes, pairs=None
+):
     """Exact attention, block by block. Arguments as `dot_product_attention` prepares them.
 
-    Time O(live blocks * block area), memory O(T + S) beside what the caller's own arrays take.
+    Time O(live blocks * block area), memory O(T + S) beside what the caller's own arrays take. With `pairs` (a
+    `schedule.Pairs` for blocks of `sizes`, one plan a head or one a head and batch entry) the blocks to visit are those
+    that it lists, each as often as it is listed, and `mask` is what else hides keys; they may be traced.
 
     Returns:
       Output `[..., T, N, Hv]` in query's dtype and log-sum-exp `[..., T, N]`.
@@ -72,16 +79,21 @@ def blockwise_attention(query, key, value, mask, bias, biases, positions, *, sca
     block_q, block_k = (
         (min(sizes[0], T), min(sizes[1], S)) if sizes else (schedule.choose_block_sizes(mask, T, S, by_index=by_index))
     )
-    head_plans = schedule.plans(mask, T, S, block_q, block_k, by_index=by_index)
-    if len(head_plans) > 1:  # heads differ: one head at a time, each with its own key head
+    if pairs is None:
+        pairs = schedule.stack(schedule.plans(mask, T, S, block_q, block_k, by_index=by_index))
+    if pairs.plans > 1:  # heads differ: one head at a time, each with its own key head
         key, value = (jnp.repeat(x, N // K, axis=-2) for x in (key, value))
         heads, K = 1, N
     else:
         heads = _heads_at_once(K, N // K * block_q * block_k)
+    lists = (
+        schedule.lists(pairs, schedule.num_blocks(T, block_q), by="query"),
+        schedule.lists(pairs, schedule.num_blocks(S, block_k), by="key"),
+    )
+    static = isinstance(lists[0].other, np.ndarray)
     program = Program(
-        T, S, block_q, block_k, heads, N // K, K // heads, N, softcap, dropout_rate,
-        schedule.lists(head_plans, schedule.num_blocks(T, block_q), by="query"),
-        schedule.lists(head_plans, schedule.num_blocks(S, block_k), by="key"),
+        T, S, block_q, block_k, heads, N // K, K // heads, N, softcap, dropout_rate, pairs.plans,
+        *(lists if static else (None, None)),
     )  # fmt: skip
     accumulate = accumulation_dtype(query.dtype)
     flat = functools.partial(_flatten_batch, lead=tuple(lead))
@@ -93,6 +105,7 @@ def blockwise_attention(query, key, value, mask, bias, biases, positions, *, sca
         tuple(b.closed(score, example.query, example.key, example.head_index) for b in biases),
         *(None if p is None else flat(p, 1) for p in positions),
         None if rng is None else dropout.seeds(rng),
+        *((None, None) if static else lists),
     )
     pack = functools.partial(_pack, batch=B, heads=heads)
     attend = _make_attend(program)
@@ -147,6 +160,8 @@ def _make_attend(program):
 
 
 def _forward(p, query, key, value, extras):
+    by_query = p.by_query or extras.by_query
+
     def chunk(_, xs):
         query, key, value, c = xs
         local, head, plan = _locate(p, extras, c)
@@ -176,7 +191,7 @@ def _forward(p, query, key, value, extras):
                 jnp.zeros_like(like),
                 jnp.zeros((*q.shape[:-1], value.shape[-1]), q.dtype),
             )
-            top, total, acc = _over_live(p.by_query, plan, i, visit, empty)
+            top, total, acc = _over_live(by_query, plan, i, visit, empty)
             seen = jnp.where(total == 0, 1, total)
             lse = jnp.where(total == 0, -jnp.inf, top + jnp.log(seen))
             return tuple(_put(whole, x, start_q) for whole, x in zip(results, (acc / seen, lse), strict=True))
@@ -199,6 +214,7 @@ def _backward(p, saved, cotangents):
     lse = jnp.where(silent, jnp.inf, lse)[..., None]  # makes every weight of the row 0
     query = jnp.where(silent[..., None], 0, query)
     floats, rebuild = _split(extras.biases)
+    by_key = p.by_key or extras.by_key
 
     def chunk(shared, xs):
         query, key, value, d_out, lse, delta, c = xs
@@ -232,7 +248,7 @@ def _backward(p, saved, cotangents):
                 return dk, dv, d_query, d_bias, d_floats
 
             d_key, d_value, *rest = state
-            dk, dv, *rest = _over_live(p.by_key, plan, j, visit, (jnp.zeros_like(k), jnp.zeros_like(v), *rest))
+            dk, dv, *rest = _over_live(by_key, plan, j, visit, (jnp.zeros_like(k), jnp.zeros_like(v), *rest))
             # Blocks that overlap hold their shared rows once: the mask leaves them to the earlier block.
             d_key, d_value = (
                 _put(x, _block(x, start_k, p.block_k) + y, start_k) for x, y in ((d_key, dk), (d_value, dv))
@@ -247,7 +263,7 @@ def _backward(p, saved, cotangents):
     xs = (query, key, value, d_out, lse, delta, jnp.arange(query.shape[0]))
     (d_bias, d_floats), (d_query, d_key, d_value) = lax.scan(chunk, shared, xs)
     d_bias, d_floats = jax.tree.map(lambda d, x: d.astype(x.dtype), (d_bias, d_floats), (extras.bias, floats))
-    return d_query, d_key, d_value, Extras(None, d_bias, rebuild(d_floats, other=None), None, None, None)
+    return d_query, d_key, d_value, Extras(None, d_bias, rebuild(d_floats, other=None), *[None] * 5)
 
 
 def _locate(p, extras, c):
@@ -261,23 +277,27 @@ def _locate(p, extras, c):
             if (x := getattr(extras, n)) is not None
         },
     )
-    return local, head, head if len(p.by_query.starts) > 1 else 0
+    return local, head, c % p.plans
 
 
 def _over_live(lists, plan, i, visit, state):
     """Visits the live partners of block i: wholly allowed ones without the mask, then the others with it.
 
     Trips differ from block to block, which hides them from whoever counts a program's work: the scope of each loop
-    names their mean over the blocks, `trips=2.5`.
+    names their mean over the blocks, `trips=2.5`. Of a traced schedule only the sum of both is known, and it may hold
+    pairs that are none.
     """
     starts, splits, other = (jnp.asarray(x) for x in lists)
     first, split, last = starts[plan, i], splits[plan, i], starts[plan, i + 1]
-    full, partial = lists.splits - lists.starts[:, :-1], lists.starts[:, 1:] - lists.splits
-    for trips, ends, masked in ((full, (first, split), False), (partial, (split, last), True)):
-        if trips.any():
-            with jax.named_scope(f"trips={trips.mean():.9g}"):
-                body = functools.partial(_visit_listed, visit, other, masked)
-                state = lax.fori_loop(*ends, body, state)
+    if isinstance(lists.other, np.ndarray):
+        means = (lists.splits - lists.starts[:, :-1]).mean(), (lists.starts[:, 1:] - lists.splits).mean()
+        loops = [loop for loop, mean in zip((0, 1), means, strict=True) if mean]
+    else:
+        means, loops = (0, other.size / splits.size), (0, 1)
+    for masked in loops:
+        with jax.named_scope(f"trips={means[masked]:.9g}"):
+            body = functools.partial(_visit_listed, visit, other, bool(masked))
+            state = lax.fori_loop(*((split, last) if masked else (first, split)), body, state)
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import Any
 
@@ -27,8 +28,10 @@ from .tile import Tile, plain_promotion
 
 IMPLEMENTATIONS = ("reference", "blockwise", "xla", "cudnn")
 
-# Up to this many scores a head the dense form is one small tile and wins (benchmarks/README.md, "Small inputs").
+# Up to this many scores a head the dense form is one small tile and wins (benchmarks/README.md, "Small inputs"), on a
+# CPU only while all heads and batch entries together still fit its cache.
 DENSE_SCORES = 128 * 128
+DENSE_SCORES_IN_ALL = {"cpu": 1 << 20}
 
 
 @plain_promotion
@@ -85,7 +88,7 @@ def dot_product_attention(
       key_value_seq_lengths: int `[...]`; keys from there on are hidden.
       local_window_size: keys each query sees on (left, right), both inclusive; an int means both sides.
       implementation: "reference" or "xla" (dense), "blockwise", "cudnn" (jax.nn's kernel, plain arguments only), or
-        None: dense where T * S is at most 128 * 128, else blockwise.
+        None: dense where T * S is at most 128 * 128 and, on a CPU, B N T S at most 2^20, else blockwise.
       return_residual: also return the log-sum-exp of each row's scores.
       key_mask: bool `[..., S]`, True = real token.
       query_segment_ids: int `[..., T]`; a query sees keys of its own segment. Negative = padding, whose rows are 0.
@@ -136,10 +139,10 @@ def dot_product_attention(
         lead, N, T, S, mask, is_causal, query_seq_lengths, key_value_seq_lengths, local_window_size, key_mask,
         query_segment_ids, key_segment_ids,
     )  # fmt: skip
-    query, key, value = _blank_hidden(query, key, value, parts)
+    query, key, value = blank_hidden(query, key, value, parts)
     mask = functools.reduce(operator.and_, parts) if parts else Full()
     if implementation is None:
-        dense = block_sizes is None and T * S <= DENSE_SCORES
+        dense = block_sizes is None and is_small(math.prod(lead) * N, T * S)
     else:
         dense = implementation != "blockwise"
     if dense and block_sizes is not None:
@@ -152,6 +155,12 @@ def dot_product_attention(
         rng=rng if dropout_rate else None, **options,
     )  # fmt: skip
     return (out, residual) if return_residual else out
+
+
+def is_small(planes: int, scores: int) -> bool:
+    """Whether `planes` (batch entries x heads) of `scores` each are computed densely when nothing else is asked for."""
+    in_all = DENSE_SCORES_IN_ALL.get(jax.default_backend(), math.inf)
+    return scores <= DENSE_SCORES and planes * scores <= in_all
 
 
 def reference_attention(query, key, value, mask, bias, biases, positions, *, scale, softcap, dropout_rate, rng):
@@ -214,7 +223,7 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [part for m in mask.masks for part in _conjuncts(m)] if isinstance(mask, And) else [mask]
 
 
-def _blank_hidden(query, key, value, parts):
+def blank_hidden(query, key, value, parts):
     """Zeroes keys, values and queries that the caller called padding, so that nothing they hold can spread."""
     hidden_key, hidden_query = [], []
     for part in parts:

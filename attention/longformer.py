@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -113,9 +115,7 @@ def longformer_attention(
             query, key, value, mask=pattern, key_mask=key_mask, rng=rngs[0], **segments, **shared
         )
     refuse_bias_array(bias, "global tokens")
-    at_slot = slots[..., :, None] == jnp.arange(T)  # [..., G, T]
-    at_slot = at_slot & used[..., None]
-    is_global = at_slot.any(-2)
+    is_global = _put(jnp.zeros((*lead, T), bool), slots, used, True)
     real = jnp.ones((*lead, T), bool) if key_mask is None else jnp.broadcast_to(key_mask, (*lead, T))
     arrays = query, key, value, *_global_arrays((global_query, global_key, global_value), (query, key, value), key_mask)
     # The parts stay in the wide dtype, so that a narrow one is rounded to once, at the end.
@@ -140,8 +140,7 @@ def longformer_attention(
         is_causal=causal, query_positions=slots, key_mask=real,
         query_segment_ids=slot_ids["query_segment_ids"], key_segment_ids=key_segment_ids, rng=rngs[2], **shared,
     )  # fmt: skip
-    row = _gather(from_global, at_slot.argmax(-2))  # each token's slot; any where it has none
-    return jnp.where(is_global[..., None, None], row, out).astype(dtype)
+    return _put(out, slots, used, from_global).astype(dtype)
 
 
 def window_pattern(window: int, dilation: int | tuple[int, ...], num_heads: int, causal: bool) -> Mask:
@@ -178,15 +177,20 @@ def _gather(x, slots):
     return jnp.take_along_axis(x, slots[..., None, None], axis=-3)
 
 
+def _put(x, slots, used, rows):
+    """`x [..., T, ...]` with `rows` at the slots that are used. Its gradient reads G rows, and adds up none."""
+    rows = jnp.broadcast_to(rows, (*slots.shape, *x.shape[slots.ndim :]))
+    batch = math.prod(slots.shape[:-1])
+    beyond = x.shape[slots.ndim - 1]  # out of range: dropped
+    flat, at, rows = (a.reshape(batch, *a.shape[slots.ndim - 1 :]) for a in (x, jnp.where(used, slots, beyond), rows))
+    return flat.at[jnp.arange(batch)[:, None], at].set(rows, mode="drop").reshape(x.shape)
+
+
 def _gather_ids(segments, slots):
     def gather(ids):
-        return (
-            None
-            if ids is None
-            else jnp.take_along_axis(jnp.broadcast_to(ids, (*slots.shape[:-1], ids.shape[-1])), slots, -1)
-        )
+        return jnp.take_along_axis(jnp.broadcast_to(ids, (*slots.shape[:-1], ids.shape[-1])), slots, -1)
 
-    return {name: gather(ids) for name, ids in segments.items()}
+    return {name: None if ids is None else gather(ids) for name, ids in segments.items()}
 
 
 def _global_arrays(given, default, key_mask):

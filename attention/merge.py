@@ -1,5 +1,8 @@
 """Combining attention over disjoint sets of keys."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -39,15 +42,17 @@ def merge(outputs, residuals):
                 f"outputs, residuals: wanted [..., T, N, Hv] = {outputs[0].shape} and [..., T, N] in every part, got "
                 f"{out.shape} and {residual.shape}"
             )
-    dtype = outputs[0].dtype
-    residuals = jnp.stack(list(residuals))
-    outputs = jnp.stack(list(outputs)).astype(residuals.dtype)
-    top = jax.lax.stop_gradient(residuals.max(0))
+    # Part by part, not stacked: stacking would copy every output, and its gradient.
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, residuals))
     top = jnp.where(top == -jnp.inf, 0, top)
-    weight = jnp.exp(residuals - top)
-    total = weight.sum(0)
+    weights = [jnp.exp(residual - top) for residual in residuals]
+    total = functools.reduce(operator.add, weights)
     empty = total == 0
     seen = jnp.where(empty, 1, total)
-    weight = (weight / seen)[..., None]
-    out = (jnp.where(weight == 0, 0, outputs) * weight).sum(0)  # a part without keys may hold anything
-    return out.astype(dtype), jnp.where(empty, -jnp.inf, top + jnp.log(seen))
+    parts = [_part(out, (weight / seen)[..., None]) for out, weight in zip(outputs, weights, strict=True)]
+    out = functools.reduce(operator.add, parts)
+    return out.astype(outputs[0].dtype), jnp.where(empty, -jnp.inf, top + jnp.log(seen))
+
+
+def _part(out, weight):
+    return jnp.where(weight == 0, 0, out.astype(weight.dtype)) * weight  # a part without keys may hold anything

@@ -7,17 +7,20 @@ calls full is never asked again, so the time follows the live blocks and nothing
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from .masks import Mask
 from .tile import EMPTY, FULL, PARTIAL, Ranges
 
-# Block sizes (queries, keys) worth trying, largest first, with the time a score element takes in one, relative to the
-# best; and the cost of visiting a block, in elements. Large blocks keep several cores busy, small ones waste less at
-# the edge of a pattern. Measured forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
-ELEMENT_COST = {(512, 256): 1.0, (128, 128): 1.5, (64, 64): 1.6}
+# Block sizes (queries, keys) worth trying, largest first: large blocks keep several cores busy, small ones stay in
+# cache and waste less at the edge of a pattern. The time of a score element, relative to the best, goes by the area
+# that a block has after all (a short input makes it smaller); a visit costs as much as VISIT_COST elements. Measured
+# forward and backward on two CPU cores: benchmarks/README.md, "Blocks".
+BLOCK_SIZES = (512, 256), (128, 128), (64, 64)
+AREAS, ELEMENT_COST = (64 * 64, 128 * 128, 512 * 256), (1.6, 1.5, 1.0)
 VISIT_COST = 256
 # Small blocks are not worth a plan that is itself large: 2^20 pairs are 8 MB of constants.
 MAX_PAIRS = 1 << 20
@@ -31,15 +34,29 @@ class Plan(NamedTuple):
     full: np.ndarray
 
 
+class Pairs(NamedTuple):
+    """The live pairs of several plans (one a head, or one for all), flat, in any order.
+
+    NumPy arrays make a static schedule. Traced ones make one that is grouped at run time; either way a pair counts as
+    often as it is listed, and block -1 stands for no pair.
+    """
+
+    plans: int
+    plan: Any
+    query_block: Any
+    key_block: Any
+    full: Any
+
+
 class Lists(NamedTuple):
     """Live pairs grouped by one axis: those of block i are `other[starts[i] : starts[i + 1]]`, full ones first.
 
-    Stacked over heads where heads differ: `starts [heads, blocks + 1]`, `splits [heads, blocks]`.
+    Stacked over plans: `starts [plans, blocks + 1]`, `splits [plans, blocks]`.
     """
 
-    starts: np.ndarray
-    splits: np.ndarray
-    other: np.ndarray
+    starts: Any
+    splits: Any
+    other: Any
 
 
 def block_start(index, size, length):
@@ -107,29 +124,35 @@ def plans(mask: Mask, T: int, S: int, block_q: int, block_k: int, *, by_index: b
     return [make(mask.for_head(n)) for n in range(mask.num_heads or 1)]
 
 
-def lists(head_plans: list[Plan], blocks: int, *, by: str) -> Lists:
+def stack(head_plans: list[Plan]) -> Pairs:
+    """The pairs of all plans."""
+    plan = np.repeat(np.arange(len(head_plans)), [len(p.full) for p in head_plans])
+    return Pairs(len(head_plans), plan, *(np.concatenate(x) for x in zip(*head_plans, strict=True)))
+
+
+def lists(pairs: Pairs, blocks: int, *, by: str) -> Lists:
     """Groups the pairs by query block (`by="query"`) or by key block (`by="key"`), full ones first in each group."""
-    starts, splits, others, offset = [], [], [], 0
-    for p in head_plans:
-        major, minor = (p.query_block, p.key_block) if by == "query" else (p.key_block, p.query_block)
-        order = np.lexsort((minor, ~p.full, major))
-        major, minor, full = major[order], minor[order], p.full[order]
-        start = offset + np.searchsorted(major, np.arange(blocks + 1), "left")
-        starts.append(start)
-        splits.append(start[:-1] + np.bincount(major[full], minlength=blocks)[:blocks])
-        others.append(minor)
-        offset += len(minor)
-    return Lists(np.stack(starts).astype(np.int32), np.stack(splits).astype(np.int32), np.concatenate(others))
+    xp = np if isinstance(pairs.query_block, np.ndarray) else jnp
+    major, minor = (pairs.query_block, pairs.key_block) if by == "query" else (pairs.key_block, pairs.query_block)
+    # Each plan has one group a block, and a last one for pairs that are none: nobody visits it.
+    group = pairs.plan * (blocks + 1) + xp.where((major < 0) | (minor < 0), blocks, major)
+    order = xp.lexsort((minor, ~pairs.full, group))
+    rank = 2 * group[order] + ~pairs.full[order]
+    first = 2 * np.arange(pairs.plans * (blocks + 1)).reshape(pairs.plans, blocks + 1)
+    starts, splits = xp.searchsorted(rank, first), xp.searchsorted(rank, first[:, :-1] + 1)
+    return Lists(*(x.astype(np.int32) for x in (starts, splits, minor[order])))
 
 
 def choose_block_sizes(mask: Mask, T: int, S: int, *, by_index: bool = True) -> tuple[int, int]:
     """The block sizes of least estimated time for this pattern."""
     best, least = None, float("inf")
-    for (block_q, block_k), element_cost in ELEMENT_COST.items():
+    for block_q, block_k in BLOCK_SIZES:
         sizes = fit(block_q, T), fit(block_k, S)
+        area = sizes[0] * sizes[1]
+        element_cost = np.interp(np.log2(area), np.log2(AREAS), ELEMENT_COST)
         head_plans = plans(mask, T, S, *sizes, by_index=by_index)
         pairs = sum(len(p.full) for p in head_plans)
-        time = pairs * (sizes[0] * sizes[1] * element_cost + VISIT_COST)
+        time = pairs * (area * element_cost + VISIT_COST)
         if time < least:
             best, least = sizes, time
         if 8 * pairs > MAX_PAIRS:

@@ -1,4 +1,4 @@
-"""Six kinds of causal attention, one small language model, one budget, on the source code of Python's own library.
+"""Twelve kinds of causal attention, one small language model, one budget, on the source code of Python's own library.
 
 python train.py                                              # everything below; no download
 python train.py --config.data.path=FILE_OR_FOLDER            # your own text
@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
     config.model.mlp_width = 512
+    config.model.mlp_chunks = 1  # slices of the batch that the MLP computes one after the other, to save memory
     config.model.position = "rope"
     config.model.rope_base = 10_000.0
     config.model.rope_scaling = ConfigDict()
@@ -43,11 +44,12 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
     config.model.tie_embeddings = True
     config.model.scan_layers = False  # a loop over two layers compiles no faster and runs 20% slower
-    config.model.remat = False
+    config.model.remat = False  # keep only each layer's input, recompute the rest in the backward pass
+    config.model.reversible = False  # keep not even that (Reformer)
     config.model.attention = ConfigDict({"name": "full"})
 
     config.train = ConfigDict()
-    config.train.steps = 350
+    config.train.steps = 250
     config.train.batch_size = 2  # windows of T bytes a step, split over the devices; small, so that steps are many
     config.train.accumulate = 1  # parts the batch is computed in, one after the other
     config.train.optimizer = "muon"  # or adamw
@@ -58,37 +60,36 @@ def get_config() -> ConfigDict:
     config.train.beta1 = 0.9
     config.train.beta2 = 0.95
     config.train.clip_norm = 1.0
-    config.train.evaluate_every = 35
+    config.train.evaluate_every = 25
     config.train.evaluate_bytes = 16_384  # of validation text looked at on the way
-    config.train.checkpoint_every = 70
+    config.train.checkpoint_every = 50
     config.train.keep_checkpoints = 2
 
     config.scaling = ConfigDict()
     config.scaling.lengths = (512, 1024, 2048, 4096)  # where one attention layer is timed, alone
     config.scaling.batch_size = 1
-    config.scaling.seconds = 20.0  # per variant; longer lengths that would not fit are left out
+    config.scaling.seconds = 10.0  # per variant; longer lengths that would not fit are left out
 
     config.variants = ConfigDict(
         {
-            "full": {"model": {"attention": {"name": "full"}}},
-            "window": {"model": {"attention": {"name": "window", "window": 64}}},
-            "longformer": {"model": {"attention": {"name": "longformer", "window": 64, "num_global": 8}}},
-            "sparse_transformer": {
-                "model": {"attention": {"name": "sparse_transformer", "pattern": "strided", "stride": 32, "summary": 0}}
-            },
-            "bigbird": {
-                "model": {
-                    "attention": {
-                        "name": "bigbird",
-                        "block_size": 32,
-                        "num_random_blocks": 2,
-                        "num_global_blocks": 1,
-                        "seed": 0,
-                    }
-                }
-            },
-            "linear": {"model": {"attention": {"name": "linear", "chunk_size": 64, "feature_map": "elu_plus_one"}}},
+            "full": _attention("full"),
+            "window": _attention("window", window=64),
+            "local": _attention("local", window=64, neighbours=1),
+            "longformer": _attention("longformer", window=64, num_global=8),
+            "sparse_transformer": _attention("sparse_transformer", pattern="strided", stride=32, summary=0),
+            "bigbird": _attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, seed=0),
+            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "retention": _attention("retention", chunk_size=64),
+            "gated_linear": _attention("gated_linear", chunk_size=64),
+            "delta_rule": _attention("delta_rule", chunk_size=64),
         },
         sort_keys=False,  # the table keeps this order
     )
     return config
+
+
+def _attention(name, **settings):
+    """What a variant changes: its kind of attention, which stands with all of its settings."""
+    return {"model": {"attention": {"name": name, **settings}}}

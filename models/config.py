@@ -11,7 +11,8 @@ from models.variants import check_attention
 
 POSITIONS = ("rope", "alibi", "t5", "learned", "sinusoidal", "none")
 DTYPES = ("float32", "bfloat16")
-FIELDS = {
+POOLS = ("cls", "mean")
+SHARED_FIELDS = {
     "name": str,
     "vocab_size": int,
     "width": int,
@@ -19,6 +20,7 @@ FIELDS = {
     "num_heads": int,
     "num_kv_heads": int,
     "mlp_width": int,
+    "mlp_chunks": int,
     "position": str,
     "rope_base": float,
     "rope_scaling": ConfigDict,
@@ -30,7 +32,22 @@ FIELDS = {
     "tie_embeddings": bool,
     "scan_layers": bool,
     "remat": bool,
+    "reversible": bool,
     "attention": ConfigDict,
+}
+# Name in `models.MODELS` -> the fields its config has, with their types. A field that a model does not read is refused.
+FIELDS = {
+    "transformer": SHARED_FIELDS,
+    "encoder": SHARED_FIELDS | {"pool": str, "num_classes": int},
+    # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
+    "encoder_decoder": SHARED_FIELDS
+    | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
+}
+# Field of a config that names a variant -> what it is used for, per model (see `models.variants.USES`).
+ATTENTIONS = {
+    "transformer": {"attention": "decoder"},
+    "encoder": {"attention": "encoder"},
+    "encoder_decoder": {"attention": "encoder", "decoder_attention": "decoder", "cross_attention": "cross"},
 }
 
 
@@ -40,7 +57,7 @@ def check(config, length):
     Nothing is compiled.
 
     Args:
-      config: a mapping with the fields of `FIELDS`.
+      config: a mapping with the fields of `FIELDS[config.name]`.
       length: the training length T.
     """
     if not isinstance(config, (ConfigDict, FrozenConfigDict)):
@@ -51,28 +68,44 @@ def check(config, length):
     _check_sizes(config)
     _check_positions(config)
     _check_rope(config, length)
-    check_attention(config.attention, position=config.position, attention_dropout=config.attention_dropout)
+    _check_memory(config)
+    _check_head(config)
+    for field, use in ATTENTIONS[config.name].items():
+        check_attention(
+            config[field], use=use, field=field, position=config.position, attention_dropout=config.attention_dropout
+        )
 
 
 def _check_fields(config):
-    for name in config.keys() - FIELDS.keys():
-        raise ValueError(f"model.{name}: unknown field; the fields are {', '.join(FIELDS)}")
-    for name, wanted in FIELDS.items():
+    if "name" not in config:
+        raise ValueError(f"model.name: missing; write name: one of {', '.join(MODELS)}")
+    _check_choices(config, {"name": MODELS})
+    fields = FIELDS[config.name]
+    for name in config.keys() - fields.keys():
+        raise ValueError(f"model.{name}: unknown field; the fields are {', '.join(fields)}")
+    for name, wanted in fields.items():
         if name not in config:
             raise ValueError(f"model.{name}: missing; write {name}: {wanted.__name__}")
         value = config[name]
         allowed = {float: (float, int), ConfigDict: (ConfigDict, FrozenConfigDict)}.get(wanted, wanted)
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise ValueError(f"model.{name}: wanted {wanted.__name__}, got {value!r}")
-    for name, choices in {"name": MODELS, "position": POSITIONS, "dtype": DTYPES}.items():
-        if config[name] not in choices:
-            raise ValueError(f"model.{name}: got {config[name]!r}; write one of {', '.join(choices)}")
+    _check_choices(config, {"position": POSITIONS, "dtype": DTYPES, "pool": POOLS})
+
+
+def _check_choices(config, choices):
+    for name in choices.keys() & config.keys():
+        if config[name] not in choices[name]:
+            raise ValueError(f"model.{name}: got {config[name]!r}; write one of {', '.join(choices[name])}")
 
 
 def _check_sizes(config):
-    for name in ("vocab_size", "width", "depth", "num_heads", "num_kv_heads", "mlp_width", "t5_buckets"):
-        if config[name] < 1:
-            raise ValueError(f"model.{name}: wanted at least 1, got {config[name]}")
+    least = dict.fromkeys(
+        ("vocab_size", "width", "depth", "encoder_depth", "num_heads", "num_kv_heads", "mlp_width", "mlp_chunks"), 1
+    )
+    for name, minimum in (least | {"t5_buckets": 1, "num_classes": 0}).items():
+        if name in config and config[name] < minimum:
+            raise ValueError(f"model.{name}: wanted at least {minimum}, got {config[name]}")
     for name in ("dropout", "attention_dropout"):
         if not 0 <= config[name] < 1:
             raise ValueError(f"model.{name}: wanted a rate in [0, 1), got {config[name]}; write 0.0 for none")
@@ -82,11 +115,16 @@ def _check_sizes(config):
 
 
 def _check_positions(config):
-    if config.position == "t5" and (config.t5_buckets < 2 or config.t5_max_distance <= config.t5_buckets // 2):
-        raise ValueError(
-            f"model.t5_buckets: wanted 2 <= t5_buckets < 2 * t5_max_distance, got {config.t5_buckets} and "
-            f"{config.t5_max_distance}; write 32 and 128"
-        )
+    if config.position == "t5":
+        # In an encoder half of the buckets are for keys on the left, half for those on the right.
+        both = "encoder" in ATTENTIONS[config.name].values()
+        least, beyond = (4, config.t5_buckets // 4) if both else (2, config.t5_buckets // 2)
+        if config.t5_buckets < least or both and config.t5_buckets % 2 or config.t5_max_distance <= beyond:
+            wanted = "an even t5_buckets, 4 <= t5_buckets < 4 *" if both else "2 <= t5_buckets < 2 *"
+            raise ValueError(
+                f"model.t5_buckets: wanted {wanted} t5_max_distance, got {config.t5_buckets} and "
+                f"{config.t5_max_distance}; write 32 and 128"
+            )
     if config.position == "sinusoidal" and config.width % 2:
         raise ValueError(f"model.width: sinusoidal positions want an even width, got {config.width}")
 
@@ -107,6 +145,16 @@ def _check_rope(config, length):
         raise ValueError(f"model.rope_scaling: {error}") from None
 
 
+def _check_memory(config):
+    if config.reversible and config.remat:
+        raise ValueError("model.remat: reversible layers recompute everything already; write remat=False")
+
+
+def _check_head(config):
+    if config.name == "encoder" and config.num_classes and not config.tie_embeddings:
+        raise ValueError("model.tie_embeddings: a classifier has no scores of tokens to untie; write True")
+
+
 def rope_settings(config, length):
     """Arguments of `attention.rotary_frequencies` for a model; only dynamic scaling looks at `length`."""
     scaling = dict(config.rope_scaling)
@@ -118,3 +166,15 @@ def rope_settings(config, length):
         "scaling": scaling,
         "length": length if dynamic else None,
     }
+
+
+def encoder_of(config):
+    """The config of an encoder-decoder's encoder: `encoder_depth` layers with `attention`."""
+    view = {name: config[name] for name in SHARED_FIELDS}
+    return FrozenConfigDict(view | {"name": "encoder", "depth": config.encoder_depth})
+
+
+def decoder_of(config):
+    """The config of an encoder-decoder's decoder: `depth` layers with `decoder_attention` and `cross_attention`."""
+    view = {name: config[name] for name in (*SHARED_FIELDS, "cross_attention")}
+    return FrozenConfigDict(view | {"name": "transformer", "attention": config.decoder_attention})

@@ -1,22 +1,19 @@
-"""The decoder language model: one Transformer for every attention variant and every kind of position."""
+"""One Transformer in three uses: decoder, encoder, encoder-decoder, with any variant and any kind of position."""
 
-import functools
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax import lax
 from ml_collections import FrozenConfigDict
 
-from attention import alibi_slopes, apply_rotary, biases, rotary_frequencies
-from models.config import check, rope_settings
-from models.layers import Block, dropout, normal, rms_norm
+from models.config import check, decoder_of, encoder_of, rope_settings
+from models.layers import dropout, normal, split
+from models.stack import Stack
 
 
-class Transformer(nnx.Module):
-    """A causal language model over tokens.
+class TokenStack(Stack):
+    """A stack that tokens go into, by an embedding, and scores of tokens come out of.
 
-        x = embed(tokens);   x = block_l(x) for l < depth;   logits = norm(x) W_vocab
+        x = embed(tokens);   x = layers(x);   logits = x W_vocab
 
     Pre-norm blocks (`models.layers.Block`). Every matrix starts as N(0, 0.02), those that write to the residual stream
     as N(0, 0.02 / sqrt(2 depth)) (Radford et al. 2019, GPT-2). Parameters are float32, activations `config.dtype`,
@@ -25,27 +22,74 @@ class Transformer(nnx.Module):
     Positions, by `config.position`:
 
     * "rope": queries and keys rotate (Su et al. 2021, arXiv:2104.09864), stretched as `rope_scaling` says unless it is
-      empty. Linear attention rotates before its feature map, so its scores see more than the distance.
-    * "alibi": scores fall linearly with distance (Press et al. 2022, arXiv:2108.12409).
+      empty. The linear family rotates before its feature map, so its scores see more than the distance.
+    * "alibi": scores fall linearly with distance (Press et al. 2022, arXiv:2108.12409), in encoders on both sides.
     * "t5": scores gain a learned number per head and bucket of distances, one table for all layers (Raffel et al. 2020,
-      arXiv:1910.10683). T5 leaves its scores unscaled; here they keep 1 / sqrt(H).
+      arXiv:1910.10683); encoders have buckets for either side. T5 leaves its scores unscaled; here they keep
+      1 / sqrt(H).
     * "learned": a table of `length` vectors is added to the embeddings.
     * "sinusoidal": sines and cosines are added to sqrt(width) times the embeddings (Vaswani et al. 2017,
       arXiv:1706.03762, sections 3.4 and 3.5).
-    * "none": only the causal order tells positions apart (Haviv et al. 2022, arXiv:2203.16634).
+    * "none": only the causal order tells positions apart (Haviv et al. 2022, arXiv:2203.16634); an encoder sees a bag.
 
-    The parameters of all layers lie in one `Block`, stacked on a leading axis of `depth`. `scan_layers` runs them in a
-    loop, so the program does not grow with depth; without it the same parameters run unrolled, which compiles longer.
-    `remat` recomputes each layer in the backward pass and keeps only the inputs of layers, B T width numbers each.
+    Cross-attention has no positions of its own.
 
     Args:
-      config: a ConfigDict with the fields of `models.config.FIELDS`.
+      config: the config of a decoder or an encoder.
+      length: the training length, with everything that stands before the tokens; the number of learned positions.
+      vocabulary: whether scores of tokens come out.
+      rngs: draws the parameters.
+    """
+
+    def __init__(self, config, *, length, rngs, vocabulary=True):
+        self.length = length
+        self.embedding = normal(rngs, (config.vocab_size, config.width))
+        if config.position == "learned":
+            self.positions = normal(rngs, (length, config.width))
+        super().__init__(FrozenConfigDict(config), length=length, rngs=rngs)  # frozen: jit tells two models apart
+        if vocabulary and not config.tie_embeddings:
+            self.unembedding = normal(rngs, (config.vocab_size, config.width))
+
+    def embed(self, tokens, places, rng, real=None, first=None):
+        """[B, T] int -> [B, T, width], padding 0; `first [width]` stands before the tokens, if given."""
+        config = self.config
+        x = jnp.take(self.embedding[...], tokens, axis=0)
+        x = x if real is None else jnp.where(real[..., None], x, 0)  # whatever stands there, also no token at all
+        x = x if first is None else jnp.pad(x, ((0, 0), (1, 0), (0, 0))).at[:, 0].set(first)
+        if config.position == "learned":
+            x += jnp.take(self.positions[...], places, axis=0)
+        if config.position == "sinusoidal":
+            x = x * config.width**0.5 + sinusoids(places, config.width)
+        return dropout(x.astype(config.dtype), config.dropout, rng)
+
+    def logits(self, x):
+        """[B, T, width] -> [B, T, vocab_size], float32."""
+        vocabulary = self.embedding if self.config.tie_embeddings else self.unembedding
+        return jnp.einsum("btd,vd->btv", x, vocabulary.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def check_tokens(self, name, tokens, before=0):
+        """Raises ValueError unless `tokens` are integers [B, T] that the learned positions reach."""
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"{name}: wanted integers [B, T], got {tokens.dtype}{list(tokens.shape)}")
+        if self.config.position == "learned" and tokens.shape[1] + before > self.length:
+            raise ValueError(
+                f"{name}: T = {tokens.shape[1]} is beyond the {self.length - before} learned positions; "
+                "cut the row or use rope"
+            )
+
+
+class Transformer(TokenStack):
+    """A causal language model over tokens: scores of the next token after each token.
+
+    Args:
+      config: a ConfigDict with the fields of `models.config.FIELDS["transformer"]`.
       length: the training length T; the number of learned positions.
       rngs: draws the parameters.
 
     Raises:
       ValueError: what `models.config.check(config, length)` refuses.
 
+    >>> from flax import nnx
     >>> from configs.compare_text import get_config
     >>> model = Transformer(get_config().model, length=16, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((2, 16), int)).shape
@@ -54,21 +98,9 @@ class Transformer(nnx.Module):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
-        self.config = config = FrozenConfigDict(config)  # hashable, so jit can tell two models apart
-        self.length = length
-        self.embedding = normal(rngs, (config.vocab_size, config.width))
-        if config.position == "learned":
-            self.positions = normal(rngs, (length, config.width))
-        if config.position == "t5":
-            self.t5_table = normal(rngs, (config.t5_buckets, config.num_heads))
-        self.blocks = jax.vmap(lambda rng: Block(config, rngs=nnx.Rngs(params=rng)))(
-            jax.random.split(rngs.params(), config.depth)
-        )
-        self.norm = rms_norm(config, rngs)
-        if not config.tie_embeddings:
-            self.unembedding = normal(rngs, (config.vocab_size, config.width))
+        super().__init__(config, length=length, rngs=rngs)
 
-    def __call__(self, tokens, *, positions=None, segment_ids=None, dropout_rng=None):
+    def __call__(self, tokens, *, positions=None, segment_ids=None, rng=None):
         """Scores of the next token after each token.
 
         Args:
@@ -79,7 +111,7 @@ class Transformer(nnx.Module):
             gives NaN.
           segment_ids: [B, T] int, the document of each token in a packed row; documents do not see one another, and
             each lies in one piece. Negative = padding. None for one document a row.
-          dropout_rng: typed key; dropout happens only when it is given.
+          rng: the training step's typed key, for dropout and what variants draw at random; None = evaluation.
 
         Returns:
           Logits [B, T, vocab_size], float32.
@@ -87,63 +119,188 @@ class Transformer(nnx.Module):
         Raises:
           ValueError: tokens are not integers [B, T], positions have no meaning, T is beyond the learned positions.
         """
-        self._check_inputs(tokens, positions, segment_ids)
-        embed_rng, layers_rng = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        places = jnp.arange(tokens.shape[1]) if positions is None else positions
-        x = dropout(self._embed(tokens, places), self.config.dropout, embed_rng)
-        x = self._layers(x, layers_rng, rotate=self._rotation(places), bias=self._bias(), segment_ids=segment_ids)
-        vocabulary = self.embedding if self.config.tie_embeddings else self.unembedding
-        return jnp.einsum("btd,vd->btv", self.norm(x), vocabulary.astype(x.dtype), preferred_element_type=jnp.float32)
-
-    def _embed(self, tokens, places):
-        config = self.config
-        x = jnp.take(self.embedding[...], tokens, axis=0)
-        if config.position == "learned":
-            x += jnp.take(self.positions[...], places, axis=0)
-        if config.position == "sinusoidal":
-            x = x * config.width**0.5 + sinusoids(places, config.width)
-        return x.astype(config.dtype)
-
-    def _layers(self, x, rng, **context):
-        config = self.config
-        rngs = None if rng is None else jax.random.split(rng, config.depth)
-
-        def layer(x, block_and_rng):
-            block, rng = block_and_rng
-            return block(x, rng=rng, **context), None
-
-        if config.remat:  # inside a scan XLA cannot undo the recomputation, so nothing has to prevent it
-            layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
-        return lax.scan(layer, x, (self.blocks, rngs), unroll=1 if config.scan_layers else config.depth)[0]
-
-    def _rotation(self, places):
-        config = self.config
-        if config.position != "rope":
-            return None
-        frequencies, factor = rotary_frequencies(**rope_settings(config, places.max() + 1))
-        return functools.partial(apply_rotary, positions=places, frequencies=frequencies, attention_factor=factor)
-
-    def _bias(self):
-        config = self.config
-        if config.position == "alibi":
-            return biases.ALiBi(alibi_slopes(config.num_heads))
-        if config.position == "t5":
-            return biases.T5(self.t5_table[...], bidirectional=False, max_distance=config.t5_max_distance)
-        return None
-
-    def _check_inputs(self, tokens, positions, segment_ids):
-        kind = self.config.position
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(f"tokens: wanted integers [B, T], got {tokens.dtype}{list(tokens.shape)}")
-        if kind == "learned" and tokens.shape[1] > self.length:
-            raise ValueError(
-                f"tokens: T = {tokens.shape[1]} is beyond the {self.length} learned positions; cut the row or use rope"
-            )
-        if positions is not None and kind not in ("rope", "learned", "sinusoidal"):
+        self.check_tokens("tokens", tokens)
+        _check_like(tokens, positions=positions, segment_ids=segment_ids)
+        if positions is not None and self.config.position not in ("rope", "learned", "sinusoidal"):
+            kind = self.config.position
             raise ValueError(f"positions: a model with position={kind!r} has no use for them; leave positions=None")
-        for name, array in {"positions": positions, "segment_ids": segment_ids}.items():
-            if array is not None and array.shape != tokens.shape:
-                raise ValueError(f"{name}: wanted the shape of tokens {list(tokens.shape)}, got {list(array.shape)}")
+        places = jnp.arange(tokens.shape[1]) if positions is None else positions
+        embed_rng, layers_rng = split(rng, 2)
+        x = self.embed(tokens, places, embed_rng, None if segment_ids is None else segment_ids >= 0)
+        return self.logits(self.layers(x, places, layers_rng, segment_ids=segment_ids))
+
+    def start(self, batch_size, capacity):
+        """The state before the first token, for `step`.
+
+        Args:
+          batch_size: B.
+          capacity: the longest text to come, in tokens. BigBird's last block is the last of `capacity`.
+
+        Returns:
+          A `Decoding`, a pytree; index the batch axis of its leaves to reorder rows.
+
+        Raises:
+          ValueError: a capacity beyond the learned positions.
+          NotImplementedError: the variant or dynamic rope scaling cannot decode.
+        """
+        config = self.config
+        if config.position == "learned" and capacity > self.length:
+            raise ValueError(f"capacity: wanted at most the {self.length} learned positions, got {capacity}")
+        if rope_settings(config, capacity)["length"] is not None:
+            raise NotImplementedError("model.rope_scaling: dynamic scaling would turn earlier keys anew at every step")
+        return Decoding(jnp.zeros((), jnp.int32), self.start_layers(batch_size, capacity))
+
+    def step(self, tokens, state):
+        """Scores of the next token after each of t new tokens: the same numbers as for the whole text at once.
+
+        Args:
+          tokens: [B, t] int, t >= 1: a prompt, or one token.
+          state: from `start` or the step before. Donate it, and caches are written in place.
+
+        Returns:
+          (logits [B, t, vocab_size] float32, the new state). Beyond the capacity of a cache that keeps every token the
+          logits are NaN.
+
+        Raises:
+          ValueError: tokens are not integers [B, t]; more tokens than the cache holds, where nothing is traced.
+        """
+        self.check_tokens("tokens", tokens)
+        places = state.length + jnp.arange(tokens.shape[1])
+        x, layers = self.step_layers(self.embed(tokens, places, None), places, state.layers)
+        return self.logits(x), Decoding(state.length + tokens.shape[1], layers)
+
+
+class Decoding(NamedTuple):
+    """What a decoder goes on from: the number of tokens so far, and the state of each layer."""
+
+    length: Any
+    layers: Any
+
+
+class Encoder(TokenStack):
+    """A model that reads a text from both sides, to classify it or to guess its masked tokens.
+
+        scores = pool(layers(embed(tokens))) W_classes         pool: the vector before the tokens, or the tokens' mean
+        scores = layers(embed(tokens)) W_vocab                 num_classes = 0: one row per token
+
+    Classification by a vector before the tokens and masked language modelling: Devlin et al. 2019, BERT,
+    arXiv:1810.04805, section 3. With pool="cls" that vector stands before the tokens also in masked language modelling.
+
+    Args:
+      config: a ConfigDict with the fields of `models.config.FIELDS["encoder"]`.
+      length: the training length T; variants and positions with parameters over the length go no further.
+      rngs: draws the parameters.
+
+    Raises:
+      ValueError: what `models.config.check(config, length)` refuses.
+    """
+
+    def __init__(self, config, *, length, rngs):
+        check(config, length)
+        self.before = int(config.pool == "cls")
+        super().__init__(config, length=length + self.before, rngs=rngs, vocabulary=config.num_classes == 0)
+        if self.before:
+            self.first = normal(rngs, (config.width,))
+        if config.num_classes:
+            self.classes = normal(rngs, (config.num_classes, config.width))
+
+    def __call__(self, tokens, *, key_mask=None, segment_ids=None, rng=None):
+        """Scores of the classes, or of the vocabulary at each token.
+
+        Args:
+          tokens: [B, T] int.
+          key_mask: [B, T] bool, True = real token. What stands elsewhere has no influence on real tokens or the pool.
+          segment_ids: [B, T] int, documents of a packed row, negative = padding; for num_classes = 0 without a vector
+            before the tokens.
+          rng: the training step's typed key, for dropout and what variants draw at random; None = evaluation.
+
+        Returns:
+          [B, num_classes], or [B, T, vocab_size] for num_classes = 0; float32.
+
+        Raises:
+          ValueError: an input does not fit, named.
+          NotImplementedError: packed rows where a row has one vector or one class; a variant without packing.
+        """
+        self.check_tokens("tokens", tokens, self.before)
+        _check_like(tokens, key_mask=key_mask, segment_ids=segment_ids)
+        if segment_ids is not None and (self.before or self.config.num_classes):
+            raise NotImplementedError("segment_ids: one class or one vector a row; write num_classes=0 and pool='mean'")
+        real = (
+            key_mask if segment_ids is None else segment_ids >= 0 if key_mask is None else key_mask & (segment_ids >= 0)
+        )
+        embed_rng, layers_rng = split(rng, 2)
+        places = jnp.arange(tokens.shape[1] + self.before)
+        x = self.embed(tokens, places, embed_rng, real, self.first[...] if self.before else None)
+        if key_mask is not None and self.before:
+            key_mask = jnp.pad(key_mask, ((0, 0), (1, 0)), constant_values=True)
+        x = self.layers(x, places, layers_rng, key_mask=key_mask, segment_ids=segment_ids)
+        if self.config.num_classes == 0:
+            return self.logits(x[:, self.before :])
+        pooled = x[:, 0] if self.before else _mean(x, real)
+        return jnp.einsum("bd,cd->bc", pooled, self.classes.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class EncoderDecoder(TokenStack):
+    """A model of one text given another: the decoder reads what the encoder made of the source.
+
+        memory = encoder(embed(source));   logits = decoder(embed(target), memory) W_vocab
+
+    Vaswani et al. 2017, arXiv:1706.03762, figure 1, with pre-norm layers. One embedding serves source, target and,
+    tied, the scores.
+
+    Args:
+      config: a ConfigDict with the fields of `models.config.FIELDS["encoder_decoder"]`.
+      length: the longest training length of source and target.
+      rngs: draws the parameters.
+
+    Raises:
+      ValueError: what `models.config.check(config, length)` refuses.
+    """
+
+    def __init__(self, config, *, length, rngs):
+        check(config, length)
+        super().__init__(decoder_of(config), length=length, rngs=rngs)
+        self.encoder = Stack(encoder_of(config), length=length, rngs=rngs)
+
+    def __call__(self, source, target, *, source_mask=None, rng=None):
+        """Scores of the next token after each token of the target.
+
+        Args:
+          source: [B, S] int.
+          target: [B, T] int, what the decoder has read so far: the wanted text behind a start token.
+          source_mask: [B, S] bool, True = real token.
+          rng: the training step's typed key, for dropout and what variants draw at random; None = evaluation.
+
+        Returns:
+          Logits [B, T, vocab_size], float32.
+
+        Raises:
+          ValueError: an input does not fit, named.
+        """
+        self.check_tokens("source", source)
+        self.check_tokens("target", target)
+        _check_like(source, "source", source_mask=source_mask)
+        source_rng, encoder_rng, target_rng, decoder_rng = split(rng, 4)
+        places = jnp.arange(source.shape[1])
+        x = self.embed(source, places, source_rng, source_mask)
+        memory = self.encoder.layers(x, places, encoder_rng, key_mask=source_mask)
+        places = jnp.arange(target.shape[1])
+        x = self.embed(target, places, target_rng)
+        return self.logits(self.layers(x, places, decoder_rng, memory=memory, memory_mask=source_mask))
+
+
+def _mean(x, real):
+    """The mean over real tokens, [B, T, width] -> [B, width]; zeros for a row without any."""
+    if real is None:
+        return x.mean(1)
+    return jnp.where(real[..., None], x, 0).sum(1) / jnp.maximum(real.sum(1, keepdims=True), 1).astype(x.dtype)
+
+
+def _check_like(tokens, name="tokens", **arrays):
+    for argument, array in arrays.items():
+        if array is not None and array.shape != tokens.shape:
+            wanted = list(tokens.shape)
+            raise ValueError(f"{argument}: wanted the shape of {name} {wanted}, got {list(array.shape)}")
 
 
 def sinusoids(positions, width):

@@ -1,116 +1,18 @@
-"""The attention variants that a config may name: one table, and what each of them can do."""
+"""The attention variants that a config may name: one row each, and what each of them can do in a model."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import jax
-import numpy as np
+from attention.capabilities import CAPABILITIES, Capability
+from models import attend
 
-from attention import (
-    bigbird_attention,
-    bigbird_pattern,
-    bigbird_random_blocks,
-    dot_product_attention,
-    elu_plus_one,
-    linear_attention,
-    longformer_attention,
-    sparse_transformer_attention,
-)
-from attention.masks import Causal, Global, Mask, Window
-from attention.sparse_transformer import sparse_pattern
-
-FEATURE_MAPS = {"elu_plus_one": elu_plus_one}
-
-
-# One attend function per variant: (query, key, value, settings, **tail) -> output, always causal. The tail is what the
-# layer wants honoured: query_segment_ids and key_segment_ids, and bias, dropout_rate and rng where the variant can.
-
-
-def _attend_full(query, key, value, settings, **tail):
-    return dot_product_attention(query, key, value, is_causal=True, **tail)
-
-
-def _mask_full(settings, length, num_heads=1):
-    return Causal()
-
-
-def _attend_window(query, key, value, settings, **tail):
-    return dot_product_attention(query, key, value, mask=Window(settings["window"], 0), **tail)
-
-
-def _mask_window(settings, length, num_heads=1):
-    return Window(settings["window"], 0)
-
-
-def _attend_longformer(query, key, value, settings, **tail):
-    prefix = _prefix(settings, query.shape[-3])
-    window = settings["window"]
-    return longformer_attention(query, key, value, window=window, global_positions=prefix, causal=True, **tail)
-
-
-def _mask_longformer(settings, length, num_heads=1):
-    window, prefix = Window(settings["window"], 0), _prefix(settings, length)
-    return window if prefix is None else (window | Global(prefix)) & Causal()
-
-
-def _prefix(settings, length):
-    """Positions of the first num_global tokens, None for none."""
-    return np.arange(min(settings["num_global"], length)) if settings["num_global"] else None
-
-
-def _attend_sparse_transformer(query, key, value, settings, **tail):
-    return sparse_transformer_attention(query, key, value, **_sparse(settings), **tail)
-
-
-def _mask_sparse_transformer(settings, length, num_heads=1):
-    return sparse_pattern(**_sparse(settings))
-
-
-def _sparse(settings):
-    """The settings as arguments: a config writes 0, the function wants None where there are no summary columns."""
-    return {**settings, "summary": settings["summary"] or None, "causal": True}
-
-
-def _attend_bigbird(query, key, value, settings, *, rng=None, **tail):
-    blocks = _bigbird_blocks(settings, *query.shape[-3:-1])
-    sizes = {name: settings[name] for name in ("block_size", "num_global_blocks")}
-    return bigbird_attention(query, key, value, random_blocks=blocks, causal=True, dropout_rng=rng, **sizes, **tail)
-
-
-def _mask_bigbird(settings, length, num_heads=1):
-    blocks = _bigbird_blocks(settings, length, num_heads)
-    sizes = {name: settings[name] for name in ("block_size", "num_global_blocks")}
-    return bigbird_pattern(blocks, num_heads, length, causal=True, **sizes)
-
-
-def _bigbird_blocks(settings, length, num_heads):
-    """The random blocks of every head, a function of seed, length and heads: drawn anew at each trace, never stored."""
-    sizes = {name: settings[name] for name in ("block_size", "num_random_blocks", "num_global_blocks")}
-    with jax.ensure_compile_time_eval():  # the key must be concrete, also while a model is being traced
-        return bigbird_random_blocks(jax.random.key(settings["seed"]), num_heads, length, causal=True, **sizes)
-
-
-def _attend_linear(query, key, value, settings, **tail):
-    feature_map = FEATURE_MAPS[settings["feature_map"]]
-    return linear_attention(
-        query, key, value, feature_map=feature_map, causal=True, chunk_size=settings["chunk_size"], **tail
-    )
-
-
-def _mask_linear(settings, length, num_heads=1):
-    return None  # nothing is masked: a running sum over keys and values
-
-
-def _check_nothing(settings):
-    pass
-
-
-def _check_sparse_transformer(settings):
-    pattern, stride, summary = settings["pattern"], settings["stride"], settings["summary"]
-    if pattern == "strided" and summary:
-        raise ValueError(f"model.attention.summary: 'strided' has no summary columns, got {summary}; write 0")
-    if pattern == "fixed" and not 1 <= summary <= stride:
-        raise ValueError(f"model.attention.summary: wanted 1 to stride = {stride} for 'fixed', got {summary}")
+# What a layer uses attention for -> the capability it wants, and what to say of a variant without it.
+USES = {
+    "decoder": ("causal", "cannot be causal, so no decoder can use it"),
+    "encoder": ("bidirectional", "never looks ahead, so no encoder can use it"),
+    "cross": ("cross", "attends within one sequence, so no cross-attention can use it"),
+}
 
 
 @dataclass(frozen=True)
@@ -138,130 +40,223 @@ class Setting:
             raise ValueError(f"{name}: wanted {wanted}, got {value!r}; write {self.example}")
 
 
+def _nothing(*args, **kwargs):
+    return ()
+
+
 @dataclass(frozen=True)
 class Variant:
     """What a model needs to know about one kind of attention.
 
     Args:
-      attend: (query, key, value, settings, **tail) -> output, causal.
+      attend: (query, key, value, *arrays, settings, causal, **tail) -> output; see `models.attend`.
+      can: its row of `attention.capabilities`, which decides where a config may name it.
       settings: name -> `Setting`; a config gives every one of them beside `name`.
-      mask: (settings, length, num_heads=1) -> the pattern as an `attention.masks.Mask`, to draw or to compare with; it
-        returns None where no pair is masked (linear attention sums).
-      paper: author, year and arXiv id.
-      cost: time as O(.), in the letters of the notation table and the names of the settings.
-      check: (settings) -> None, raises ValueError for settings that do not fit one another.
-      causal: can be used in a decoder.
-      bias: takes a bias on the scores, hence the positions alibi and t5.
-      attention_dropout: has weights to drop.
-      packing: keeps the documents of `segment_ids` apart.
+      mask: (settings, length, num_heads=1, *, causal=True) -> the pattern as an `attention.masks.Mask`, or None where
+        no fixed pairs are masked.
+      check: (field, settings) -> None, raises ValueError for settings that do not fit one another.
+      learned: (settings, sizes) -> {name: (shape, standard deviation)} of the parameters the layer owns for it;
+        `sizes` is a `models.layers.Sizes`.
+      one_for_all: (settings) -> True where one set of `learned` serves all layers, so that the model owns it.
+      arrays: (settings, sizes, learned, x, rng) -> the arrays that follow query, key and value; `x [B, T, width]` is
+        the layer's input, `rng` the training step's key, None in evaluation.
+      ring: (settings) -> {window, pinned} of the `KeyValueCache` it decodes from; empty where that keeps every token.
+      shape: (query, key) -> the same, before they rotate.
+      shared_query_key: the queries are the keys, from one projection.
+      normalized: each head of the output is divided by its root mean square, in place of the normaliser it lacks.
     """
 
     attend: Callable
-    settings: Mapping[str, Setting]
-    mask: Callable[..., Mask | None]
-    paper: str
-    cost: str
-    check: Callable[[Mapping], None] = _check_nothing
-    causal: bool = True
-    bias: bool = True
-    attention_dropout: bool = True
-    packing: bool = True
+    can: Capability
+    settings: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
+    mask: Callable = attend.no_mask
+    check: Callable = _nothing
+    learned: Callable = lambda settings, sizes: {}
+    one_for_all: Callable = lambda settings: False
+    arrays: Callable = _nothing
+    ring: Callable = lambda settings: {}
+    shape: Callable = lambda query, key: (query, key)
+    shared_query_key: bool = False
+    normalized: bool = False
+
+    @property
+    def recurrent(self):
+        """Whether it decodes from a state of its own, `initial_state`, in place of a cache of keys and values."""
+        return self.can.decoding == "state"
 
 
+def _check_sparse_transformer(field, settings):
+    pattern, stride, summary = settings["pattern"], settings["stride"], settings["summary"]
+    if pattern == "strided" and summary:
+        raise ValueError(f"{field}.summary: 'strided' has no summary columns, got {summary}; write 0")
+    if pattern == "fixed" and not 1 <= summary <= stride:
+        raise ValueError(f"{field}.summary: wanted 1 to stride = {stride} for 'fixed', got {summary}")
+
+
+def _check_lsh(field, settings):
+    if settings["num_buckets"] % 2:
+        raise ValueError(
+            f"{field}.num_buckets: wanted an even number, got {settings['num_buckets']}; write 0 to have it chosen"
+        )
+
+
+CHUNK_SIZE = Setting(64, minimum=1)  # tokens compared pair by pair before they fold into the state
 VARIANTS = {
-    "full": Variant(_attend_full, {}, _mask_full, "Vaswani et al. 2017, arXiv:1706.03762", "O(T^2)"),
+    "full": Variant(attend.full, CAPABILITIES["dot_product_attention"], mask=attend.mask_full),
     "window": Variant(
-        _attend_window,
-        # A query sees itself and the `window` keys before it.
+        attend.window,
+        dataclasses.replace(CAPABILITIES["dot_product_attention"], cross=False),
+        # A query sees itself, the `window` keys before it and in an encoder as many after it.
         {"window": Setting(64)},
-        _mask_window,
-        "Beltagy et al. 2020, arXiv:2004.05150",
-        "O(T window)",
+        attend.mask_window,
+        ring=lambda settings: {"window": settings["window"]},
+    ),
+    "local": Variant(
+        attend.local,
+        CAPABILITIES["local_attention"],
+        # Blocks of `window` tokens; a query sees its own, the `neighbours` before it, in an encoder as many after it.
+        {"window": Setting(64, minimum=1), "neighbours": Setting(1)},
+        attend.mask_local,
+        ring=lambda settings: {"window": settings["window"] * (settings["neighbours"] + 1) - 1},
     ),
     "longformer": Variant(
-        _attend_longformer,
-        # As window, and the first `num_global` tokens are seen by all. Their own rows share the ordinary projections,
-        # where the paper trains a second set: the comparison keeps parameters equal.
+        attend.longformer,
+        CAPABILITIES["longformer_attention"],
+        # As window, and the first `num_global` tokens are seen by all, in an encoder see all (CLS is the first). Their
+        # own rows share the ordinary projections, where the paper trains a second set: parameters stay equal.
         {"window": Setting(64), "num_global": Setting(8)},
-        _mask_longformer,
-        "Beltagy et al. 2020, arXiv:2004.05150",
-        "O(T (window + num_global))",
+        attend.mask_longformer,
+        ring=lambda settings: {"window": settings["window"], "pinned": settings["num_global"]},
     ),
     "sparse_transformer": Variant(
-        _attend_sparse_transformer,
+        attend.sparse_transformer,
+        CAPABILITIES["sparse_transformer_attention"],
         # `summary` belongs to "fixed"; "strided" has no summary columns and wants summary=0.
         {
             "pattern": Setting("strided", choices=("strided", "fixed")),
             "stride": Setting(32, minimum=1),
             "summary": Setting(0),
         },
-        _mask_sparse_transformer,
-        "Child et al. 2019, arXiv:1904.10509",
-        "O(T (stride + T / stride))",
-        check=_check_sparse_transformer,
+        attend.mask_sparse_transformer,
+        _check_sparse_transformer,
     ),
     "bigbird": Variant(
-        _attend_bigbird,
+        attend.bigbird,
+        CAPABILITIES["bigbird_attention"],
         {
             "block_size": Setting(32, minimum=1),
             "num_random_blocks": Setting(2),
             "num_global_blocks": Setting(1),
             "seed": Setting(0),
         },
-        _mask_bigbird,
-        "Zaheer et al. 2020, arXiv:2007.14062",
-        "O(T block_size (3 + num_random_blocks + num_global_blocks))",
+        attend.mask_bigbird,
+    ),
+    "lsh": Variant(
+        attend.lsh,
+        CAPABILITIES["lsh_attention"],
+        # Training hashes anew at every step and layer, evaluation by `seed`. num_buckets=0: two for each chunk. A chunk
+        # looks at the one before, in an encoder also at the one after.
+        {
+            "num_hashes": Setting(2, minimum=1),
+            "bucket_size": Setting(32, minimum=1),
+            "num_buckets": Setting(0),
+            "seed": Setting(0),
+        },
+        check=_check_lsh,
+        arrays=attend.hash_key,
+        shared_query_key=True,
     ),
     "linear": Variant(
-        _attend_linear,
-        {"chunk_size": Setting(128, minimum=1), "feature_map": Setting("elu_plus_one", choices=tuple(FEATURE_MAPS))},
-        _mask_linear,
-        "Katharopoulos et al. 2020, arXiv:2006.16236",
-        "O(T (chunk_size + H) H)",
-        bias=False,
-        attention_dropout=False,
+        attend.linear,
+        CAPABILITIES["linear_attention"],
+        {"chunk_size": CHUNK_SIZE, "feature_map": Setting("elu_plus_one", choices=tuple(attend.FEATURE_MAPS))},
+    ),
+    "efficient": Variant(attend.efficient, CAPABILITIES["efficient_attention"]),
+    "performer": Variant(
+        attend.performer,
+        CAPABILITIES["performer_attention"],
+        # redraw=1: new features at every training step and layer, as the paper advises; in evaluation those of `seed`.
+        {
+            "num_features": Setting(64, minimum=1),
+            "kernel": Setting("softmax", choices=("softmax", "relu")),
+            "redraw": Setting(0, maximum=1),
+            "seed": Setting(0),
+        },
+        arrays=attend.random_features,
+    ),
+    "retention": Variant(attend.retain, CAPABILITIES["retention"], {"chunk_size": CHUNK_SIZE}, normalized=True),
+    "gated_linear": Variant(
+        attend.gated_linear,
+        CAPABILITIES["gated_linear_attention"],
+        {"chunk_size": CHUNK_SIZE},
+        learned=attend.decay_learned,
+        arrays=attend.decays,
+        normalized=True,
+    ),
+    "delta_rule": Variant(
+        attend.delta_rule,
+        CAPABILITIES["delta_rule_attention"],
+        {"chunk_size": CHUNK_SIZE},
+        learned=attend.beta_learned,
+        arrays=attend.betas,
+        shape=attend.unit_length,
+        normalized=True,
+    ),
+    "linformer": Variant(
+        attend.linformer,
+        CAPABILITIES["linformer_attention"],
+        # `sharing` as the paper names it: none = every head its own E and F; headwise = one E and one F a layer;
+        # key_value = E is F; layerwise = one E for all layers. None of them goes beyond the training length.
+        {
+            "rank": Setting(64, minimum=1),
+            "sharing": Setting("headwise", choices=("none", "headwise", "key_value", "layerwise")),
+        },
+        learned=attend.linformer_learned,
+        one_for_all=lambda settings: settings["sharing"] == "layerwise",
+        arrays=attend.linformer_arrays,
     ),
 }
 
 
-def check_attention(attention, *, position, attention_dropout, decoder=True):
+def check_attention(attention, *, position, attention_dropout, use="decoder", field="attention"):
     """Raises ValueError in one line if a model cannot be built with `attention = {name, ...settings}`.
 
     Args:
       attention: mapping; `name` is a key of `VARIANTS`, the rest are that variant's settings, all of them.
-      position: the model's kind of positions; "alibi" and "t5" need scores to add to.
+      position: the model's kind of positions; "alibi" and "t5" need scores to add to, except in cross-attention.
       attention_dropout: rate of dropout on the attention weights; more than 0 needs weights.
-      decoder: whether the model must not look ahead.
+      use: one of USES.
+      field: the config's field that holds `attention`, for the message.
 
     >>> check_attention({"name": "window"}, position="rope", attention_dropout=0.0)
     Traceback (most recent call last):
     ValueError: model.attention.window: missing for 'window'; write window=64
     """
-    settings = dict(attention)
+    settings, field = dict(attention), f"model.{field}"
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in VARIANTS:
-        raise ValueError(f"model.attention.name: unknown variant {name!r}; write one of {', '.join(VARIANTS)}")
+        raise ValueError(f"{field}.name: unknown variant {name!r}; write one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     for extra in settings.keys() - variant.settings.keys():
         known = ", ".join(variant.settings) or "no settings"
-        raise ValueError(f"model.attention.{extra}: {name!r} has no such setting; it takes {known}")
+        raise ValueError(f"{field}.{extra}: {name!r} has no such setting; it takes {known}")
     for wanted, setting in variant.settings.items():
         if wanted not in settings:
-            raise ValueError(f"model.attention.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
-        setting.check(f"model.attention.{wanted}", settings[wanted])
-    variant.check(settings)
-    if decoder and not variant.causal:
+            raise ValueError(f"{field}.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
+        setting.check(f"{field}.{wanted}", settings[wanted])
+    variant.check(field, settings)
+    wanted, lack = USES[use]
+    if not getattr(variant.can, wanted):
+        raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted)}")
+    if position in ("alibi", "t5") and use != "cross" and not variant.can.bias:
         raise ValueError(
-            f"model.attention.name: {name!r} cannot be causal, so no decoder can use it; {_others('causal')}"
+            f"model.position: {name!r} has no scores for {position!r} to add to; write rope, or {field}.name "
+            f"{_others('bias')}"
         )
-    if position in ("alibi", "t5") and not variant.bias:
-        raise ValueError(
-            f"model.position: {name!r} has no scores for {position!r} to add to; write 'rope', or {_others('bias')}"
-        )
-    if attention_dropout and not variant.attention_dropout:
+    if attention_dropout and not variant.can.dropout:
         raise ValueError(f"model.attention_dropout: {name!r} has no weights to drop; write 0.0 and use model.dropout")
 
 
 def _others(capability):
-    able = [name for name, variant in VARIANTS.items() if getattr(variant, capability)]
-    return f"attention.name one of {', '.join(able)}"
+    able = [name for name, variant in VARIANTS.items() if getattr(variant.can, capability)]
+    return f"one of {', '.join(able)}"

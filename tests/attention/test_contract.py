@@ -102,6 +102,7 @@ LOCAL = functools.partial(local_attention, window=4)
 LONGFORMER = functools.partial(longformer_attention, window=2, global_positions=np.array([5, 0]))
 SPARSE = functools.partial(sparse_transformer_attention, stride=4)
 BIGBIRD = functools.partial(bigbird_attention, block_size=2, num_random_blocks=1, rng=SEED)
+LISTED = np.random.default_rng(3).integers(-1, 7, (N, 5, 2))  # repetitions and all
 LINEAR = functools.partial(linear_attention, chunk_size=4)
 EFFICIENT = functools.partial(efficient_attention, chunk_size=4)
 RETENTION = functools.partial(retention, chunk_size=4)
@@ -118,11 +119,16 @@ FUNCTIONS = {
     "longformer_causal": Row("longformer_attention", causal(LONGFORMER, causal=True), True),
     "sparse_transformer_strided": Row("sparse_transformer_attention", causal(SPARSE, pattern="strided"), True),
     "sparse_transformer_fixed": Row("sparse_transformer_attention", causal(SPARSE, pattern="fixed", causal=False)),
+    "sparse_transformer_by_head": Row(
+        "sparse_transformer_attention", causal(SPARSE, pattern="fixed", summary=2, summary_per_head=True), True
+    ),
     "sparse_transformer_split": Row("sparse_transformer_attention", causal(SPARSE, heads="split"), True),
     "bigbird": Row("bigbird_attention", BIGBIRD, ends_matter=True),
     "bigbird_causal": Row(
         "bigbird_attention", causal(BIGBIRD, causal=True, num_random_blocks=0, num_global_blocks=0), True
     ),
+    "bigbird_listed": Row("bigbird_attention", causal(BIGBIRD, rng=None, random_blocks=LISTED), ends_matter=True),
+    "bigbird_etc": Row("bigbird_attention", causal(BIGBIRD, num_global_tokens=3), ends_matter=True),
     "lsh": Row("lsh_attention", lsh, ends_matter=True, key_refusals=False),
     "lsh_causal": Row("lsh_attention", causal(lsh, causal=True), None, ends_matter=True, key_refusals=False),
     "linformer": Row("linformer_attention", linformer, self_attention=False, averages=False),

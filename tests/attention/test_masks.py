@@ -242,7 +242,7 @@ def test_lists_hold_the_plan_by_either_axis():
     mask = PerHead([Causal(), Window(3, 2) | Prefix(6), ~Full(), Full()])
     plans = schedule.plans(mask, 23, 19, 5, 4)
     for by, blocks in (("query", 5), ("key", 5)):
-        lists = schedule.lists(plans, blocks, by=by)
+        lists = schedule.lists(schedule.stack(plans), blocks, by=by)
         for head, plan in enumerate(plans):
             found = []
             for i in range(blocks):

@@ -38,10 +38,10 @@ def longformer(query, key, value):
     return longformer_attention(query, key, value, window=64, global_positions=slots, implementation="blockwise")
 
 
-def sparse(pattern, query, key, value):
+def sparse(pattern, query, key, value, **given):
     summary = 1 if pattern == "fixed" else None
     stride = int(query.shape[-3] ** 0.5)
-    return sparse_transformer_attention(query, key, value, pattern=pattern, stride=stride, summary=summary)
+    return sparse_transformer_attention(query, key, value, pattern=pattern, stride=stride, summary=summary, **given)
 
 
 # function, exponent of the time, exponent of the memory
@@ -54,15 +54,20 @@ PROMISES = {
     "bigbird": (functools.partial(bigbird_attention, block_size=64, rng=KEY), 1, 1),
     "sparse_transformer_strided": (functools.partial(sparse, "strided"), 1.5, 1.5),
     "sparse_transformer_fixed": (functools.partial(sparse, "fixed"), 1.5, 1.5),
-}
+    "sparse_transformer_strided_split": (functools.partial(sparse, "strided", heads="split"), 1.5, 1.5),
+    "sparse_transformer_fixed_per_head": (
+        functools.partial(sparse, "fixed", summary_per_head=True, implementation="blockwise"), 1.5, 1,
+    ),
+}  # fmt: skip
+TWO_HEADS = ("sparse_transformer_strided_split", "sparse_transformer_fixed_per_head")
 
 
-def compiled(fn, T, differentiate):
+def compiled(fn, T, differentiate, heads=1):
     def loss(query, key, value):
         return fn(query, key, value).sum()
 
     program = jax.grad(loss, (0, 1, 2)) if differentiate else fn
-    return jax.jit(program).lower(*[jax.ShapeDtypeStruct((T, 1, H), jnp.float32)] * 3).compile()
+    return jax.jit(program).lower(*[jax.ShapeDtypeStruct((T, heads, H), jnp.float32)] * 3).compile()
 
 
 def exponent(lengths, amounts, *, constant=True):
@@ -78,7 +83,7 @@ def exponent(lengths, amounts, *, constant=True):
     return min(np.linspace(0.5, 3, 251), key=misfit)
 
 
-def scores_visited(fn, T, monkeypatch):
+def scores_visited(fn, T, monkeypatch, heads=1):
     """The scores that one call computes, counted while it is traced."""
     count = []
 
@@ -102,14 +107,14 @@ def scores_visited(fn, T, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(dot_product, "reference_attention", reference)
         patch.setattr(blockwise, "_make_attend", make_attend)
-        jax.eval_shape(fn, *[jax.ShapeDtypeStruct((T, 1, H), jnp.float32)] * 3)
+        jax.eval_shape(fn, *[jax.ShapeDtypeStruct((T, heads, H), jnp.float32)] * 3)
     return sum(count)
 
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_time(name, monkeypatch):
     fn, promised, _ = PROMISES[name]
-    visited = [scores_visited(fn, int(T), monkeypatch) for T in LENGTHS]
+    visited = [scores_visited(fn, int(T), monkeypatch, 1 + (name in TWO_HEADS)) for T in LENGTHS]
     assert abs(exponent(LENGTHS, visited) - promised) < 0.15
     live = {"dense": 1, "full": 1, "causal": 0.5, "window": 65 / LENGTHS[-1]}.get(name)
     if live:  # no more than the live scores, but for the blocks they cut
@@ -120,11 +125,12 @@ def test_time(name, monkeypatch):
 @pytest.mark.parametrize("name", PROMISES)
 def test_memory(name, differentiate):
     fn, _, promised = PROMISES[name]
-    amounts = [compiled(fn, int(T), differentiate).memory_analysis().temp_size_in_bytes for T in LENGTHS]
+    heads = 1 + (name in TWO_HEADS)
+    amounts = [compiled(fn, int(T), differentiate, heads).memory_analysis().temp_size_in_bytes for T in LENGTHS]
     # The dense form has no tile; XLA keeps four or five arrays of all scores, as it sees fit.
     assert abs(exponent(LENGTHS, amounts, constant=name != "dense") - promised) < 0.15
     if promised == 1:  # a few arrays of the inputs' size, beside the tile (measured: 1 to 15)
-        assert amounts[-1] - amounts[-2] < 20 * 4 * H * (LENGTHS[-1] - LENGTHS[-2])
+        assert amounts[-1] - amounts[-2] < 20 * 4 * H * heads * (LENGTHS[-1] - LENGTHS[-2])
 
 
 def test_flops_of_one_visit():

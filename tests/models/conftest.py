@@ -3,24 +3,35 @@
 import pytest
 from ml_collections import ConfigDict
 
+OWN_FIELDS = {
+    "transformer": {},
+    "encoder": {"pool": "cls", "num_classes": 5},
+    "encoder_decoder": {
+        "encoder_depth": 2,
+        "decoder_attention": {"name": "full"},
+        "cross_attention": {"name": "full"},
+    },
+}
+
 
 @pytest.fixture
 def tiny():
-    """Returns a function: fields to change -> config.model."""
+    """Returns a function: fields to change, `name` among them -> config.model."""
 
-    def build(**changes):
+    def build(name="transformer", **changes):
         fields = {
-            "name": "transformer",
+            "name": name,
             "vocab_size": 23,
             "width": 12,
             "depth": 3,
             "num_heads": 2,
             "num_kv_heads": 1,
             "mlp_width": 11,
+            "mlp_chunks": 1,
             "position": "rope",
             "rope_base": 10000.0,
             "rope_scaling": {},
-            "t5_buckets": 5,
+            "t5_buckets": 6,
             "t5_max_distance": 7,
             "dropout": 0.0,
             "attention_dropout": 0.0,
@@ -28,8 +39,9 @@ def tiny():
             "tie_embeddings": True,
             "scan_layers": True,
             "remat": False,
+            "reversible": False,
             "attention": {"name": "full"},
         }
-        return ConfigDict(fields | changes)
+        return ConfigDict(fields | OWN_FIELDS.get(name, {}) | changes)
 
     return build

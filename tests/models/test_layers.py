@@ -7,70 +7,76 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import ATTENTION, CAUSAL, can
 from flax import nnx
 
 from attention import biases, dot_product_attention
-from models.layers import MLP, Attention, dropout, normal, residual_std, rms_norm
+from models.attend import no_mask
+from models.layers import (
+    MLP,
+    Attention,
+    dropout,
+    normal,
+    residual_std,
+    rms_norm,
+    rms_normalized,
+    variant_of,
+)
 from models.variants import VARIANTS, Setting, check_attention
 
 T = 13
-SETTINGS = {
-    "full": {},
-    "window": {"window": 3},
-    "longformer": {"window": 2, "num_global": 2},
-    "sparse_transformer": {"pattern": "strided", "stride": 5, "summary": 0},
-    "sparse_transformer fixed": {"pattern": "fixed", "stride": 5, "summary": 2},
-    "bigbird": {"block_size": 2, "num_random_blocks": 1, "num_global_blocks": 1, "seed": 7},
-    "linear": {"chunk_size": 5, "feature_map": "elu_plus_one"},
-}
-MASKED = [case for case in SETTINGS if case != "linear"]
-
-
-def variant(case):
-    return VARIANTS[case.split()[0]], SETTINGS[case]
+MASKED = [case for case in ATTENTION if VARIANTS[ATTENTION[case]["name"]].mask is not no_mask]
 
 
 def heads(num_heads, seed=0):
     return jax.random.normal(jax.random.key(seed), (2, T, num_heads, 3))
 
 
+def examples(name):
+    return {setting: kind.example for setting, kind in VARIANTS[name].settings.items()}
+
+
 def test_every_variant_is_covered():
-    assert {case.split()[0] for case in SETTINGS} == VARIANTS.keys()
+    assert {attention["name"] for attention in ATTENTION.values()} == VARIANTS.keys()
 
 
 @pytest.mark.parametrize("case", MASKED)
-@pytest.mark.parametrize("length", [1, 7, T])
-def test_attends_where_its_mask_says(case, length):
-    kind, settings = variant(case)
+@pytest.mark.parametrize("length, causal", [(1, True), (7, False), (T, True), (T, False)])
+def test_attends_where_its_mask_says(case, length, causal):
+    kind, settings = variant_of(ATTENTION[case])
     query, key, value = (heads(n, seed)[:, :length] for seed, n in enumerate((2, 1, 1)))
-    mask = kind.mask(settings, length, num_heads=2).dense(length, length)
+    mask = kind.mask(settings, length, num_heads=2, causal=causal).dense(length, length)
     wanted = jax.jit(functools.partial(dot_product_attention, implementation="reference"))(query, key, value, mask=mask)
-    got = jax.jit(lambda *qkv: kind.attend(*qkv, settings))(query, key, value)
+    got = jax.jit(lambda *qkv: kind.attend(*qkv, settings=settings, causal=causal))(query, key, value)
     # Two orders of summing at most T terms: error within T roundings of values of order 1.
     np.testing.assert_allclose(got, wanted, atol=T * np.finfo(np.float32).eps)
 
 
 @pytest.mark.parametrize("case", MASKED)
-def test_masks_are_causal_and_hold_the_diagonal(case):
-    kind, settings = variant(case)
-    mask = np.asarray(kind.mask(settings, T).dense(T, T)).reshape(-1, T, T)
-    assert not np.triu(mask, 1).any()
-    assert mask[:, np.arange(T), np.arange(T)].all()
+def test_masks_are_causal_where_asked_and_hold_the_diagonal(case):
+    kind, settings = variant_of(ATTENTION[case])
+    causal, both = (np.asarray(kind.mask(settings, T, causal=c).dense(T, T)).reshape(-1, T, T) for c in (True, False))
+    assert not np.triu(causal, 1).any()
+    assert causal[:, np.arange(T), np.arange(T)].all() and both[:, np.arange(T), np.arange(T)].all()
+    assert np.triu(both, 1).any()
 
 
-def test_window_counts_the_keys_before_the_query():
-    mask = np.asarray(VARIANTS["window"].mask({"window": 3}, T).dense(T, T))
-    assert mask[10].nonzero()[0].tolist() == [7, 8, 9, 10]
+def test_window_counts_the_keys_on_its_sides():
+    causal, both = (np.asarray(VARIANTS["window"].mask({"window": 3}, T, causal=c).dense(T, T)) for c in (True, False))
+    assert causal[9].nonzero()[0].tolist() == [6, 7, 8, 9]
+    assert both[9].nonzero()[0].tolist() == [6, 7, 8, 9, 10, 11, 12]
 
 
-def test_longformer_prefix_is_seen_by_all():
-    mask = np.asarray(VARIANTS["longformer"].mask({"window": 2, "num_global": 2}, T).dense(T, T))
-    assert mask[10].nonzero()[0].tolist() == [0, 1, 8, 9, 10]
+def test_longformer_prefix_is_seen_by_all_and_in_an_encoder_sees_all():
+    kind, settings = VARIANTS["longformer"], {"window": 2, "num_global": 2}
+    causal, both = (np.asarray(kind.mask(settings, T, causal=c).dense(T, T)) for c in (True, False))
+    assert causal[10].nonzero()[0].tolist() == [0, 1, 8, 9, 10]
+    assert both[:2].all() and both[:, :2].all()
 
 
 def test_bigbird_pattern_is_a_function_of_the_seed():
     def blocks(seed):
-        mask = VARIANTS["bigbird"].mask(SETTINGS["bigbird"] | {"seed": seed}, 40, num_heads=3)
+        mask = VARIANTS["bigbird"].mask(ATTENTION["bigbird"] | {"seed": seed}, 40, num_heads=3)
         return np.asarray(mask.dense(40, 40))
 
     np.testing.assert_array_equal(blocks(7), blocks(7))
@@ -80,19 +86,20 @@ def test_bigbird_pattern_is_a_function_of_the_seed():
 
 def test_bigbird_draws_the_same_pattern_while_traced():
     def pattern():
-        return VARIANTS["bigbird"].mask(SETTINGS["bigbird"], 40, num_heads=3).dense(40, 40)
+        return VARIANTS["bigbird"].mask(ATTENTION["bigbird"], 40, num_heads=3).dense(40, 40)
 
     np.testing.assert_array_equal(jax.jit(pattern)(), pattern())
 
 
-def test_linear_has_no_mask():
-    assert VARIANTS["linear"].mask(SETTINGS["linear"], T) is None
+@pytest.mark.parametrize("case", [case for case in ATTENTION if case not in MASKED])
+def test_the_others_have_no_mask(case):
+    kind, settings = variant_of(ATTENTION[case])
+    assert kind.mask(settings, T) is None
 
 
-@pytest.mark.parametrize("case", [c for c in SETTINGS if variant(c)[0].attention_dropout])
+@pytest.mark.parametrize("case", [case for case in CAUSAL if can(case).dropout])
 def test_attention_dropout_is_honoured(tiny, case):
-    config = tiny(attention={"name": case.split()[0], **SETTINGS[case]}, attention_dropout=0.5)
-    layer = Attention(config, rngs=nnx.Rngs(0))
+    layer = Attention(tiny(attention=ATTENTION[case], attention_dropout=0.5), length=T, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, T, 12))
     first, second = jax.random.split(jax.random.key(2))
     dropped = jax.jit(lambda rng: layer(x, rng=rng))
@@ -102,15 +109,82 @@ def test_attention_dropout_is_honoured(tiny, case):
     assert (dropped(first) != jax.jit(layer)(x)).any(-1).mean() > 0.5
 
 
-@pytest.mark.parametrize("case", [c for c in SETTINGS if variant(c)[0].bias])
+@pytest.mark.parametrize("case", [case for case in CAUSAL if can(case).bias])
 def test_bias_is_honoured(tiny, case):
-    layer = Attention(tiny(attention={"name": case.split()[0], **SETTINGS[case]}), rngs=nnx.Rngs(0))
+    layer = Attention(tiny(attention=ATTENTION[case]), length=T, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, T, 12))
     # A slope this steep leaves each query with itself alone: the output is the projected value.
     steep = jax.jit(layer)(x, bias=biases.ALiBi(jnp.full(2, 1e4)))
     value = jnp.repeat(jnp.einsum("btd,dnh->btnh", x, layer.value[...]), 2, axis=2)
     wanted = jnp.einsum("btnh,nhd->btd", value, layer.out[...])
     np.testing.assert_allclose(steep, wanted, atol=12 * np.finfo(np.float32).eps * float(jnp.abs(wanted).max()))
+
+
+def test_lsh_owns_one_projection_for_query_and_key(tiny):
+    layer = Attention(tiny(attention=ATTENTION["lsh"]), length=T, rngs=nnx.Rngs(0))
+    assert not hasattr(layer, "key")
+    query, key, _ = layer.heads(*[jax.random.normal(jax.random.key(1), (2, T, 12))] * 2, None)
+    np.testing.assert_array_equal(query, key)
+
+
+@pytest.mark.parametrize("case", ["linformer none", "linformer", "linformer key_value", "linformer layerwise"])
+def test_linformer_owns_what_its_sharing_says(tiny, case):
+    layer = Attention(tiny(name="encoder", attention=ATTENTION[case]), length=T, rngs=nnx.Rngs(0))
+    shapes = {name: array.shape for name, array in layer.learned.items()}
+    matrices = {"linformer none": (2, T, 5), "linformer": (T, 5)}
+    if case in matrices:
+        assert shapes == dict.fromkeys(["key_projection", "value_projection"], matrices[case])
+    else:
+        assert shapes == {"projection": (T, 5)}
+
+
+def test_gates_of_the_linear_family(tiny):
+    x = 5 * jax.random.normal(jax.random.key(1), (2, T, 12))
+    decays, betas = (
+        VARIANTS[name].arrays({}, layer.sizes, layer.learned, x, None)[0]
+        for name in ("gated_linear", "delta_rule")
+        for layer in [Attention(tiny(attention=ATTENTION[name]), length=T, rngs=nnx.Rngs(0))]
+    )
+    assert decays.shape == (2, T, 1, 6) and (decays < 0).all() and decays.std() > 0
+    assert betas.shape == (2, T, 1) and (betas > 0).all() and (betas < 1).all() and betas.std() > 0
+
+
+def test_the_delta_rule_gets_keys_of_unit_length(tiny):
+    layer = Attention(tiny(attention=ATTENTION["delta_rule"]), length=T, rngs=nnx.Rngs(0))
+    query, key, _ = layer.heads(*[10 * jax.random.normal(jax.random.key(1), (2, T, 12))] * 2, None)
+    for x in (query, key):  # 1e-6 keeps a vector of zeros from dividing by 0
+        np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize("case", ["retention", "gated_linear", "delta_rule"])
+def test_heads_without_a_normaliser_are_normed(tiny, case):
+    layer = Attention(tiny(attention=ATTENTION[case]), length=T, rngs=nnx.Rngs(0))
+    attended = jax.random.normal(jax.random.key(1), (2, T, 2, 6))
+    np.testing.assert_allclose(layer.merge_heads(attended), layer.merge_heads(100 * attended), rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(rms_normalized(jnp.zeros((2, 3))), 0)
+
+
+@pytest.mark.parametrize("chunks", [2, 5, 40])
+def test_a_chunked_mlp_equals_the_whole(tiny, chunks):
+    whole, sliced = (MLP(tiny(mlp_chunks=n), rngs=nnx.Rngs(0)) for n in (1, chunks))
+    x = jax.random.normal(jax.random.key(1), (2, T, 12))
+    pull = lambda mlp: jax.jit(jax.value_and_grad(lambda mlp, x: (mlp(x) ** 2).sum(), argnums=(0, 1)))(mlp, x)  # noqa: E731
+    wanted, got = pull(whole), pull(sliced)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        # Sums of 26 rows in another order.
+        np.testing.assert_allclose(a, b, rtol=0, atol=26 * np.finfo(np.float32).eps * np.abs(b).max())
+
+
+def test_a_chunked_mlp_keeps_less(tiny):
+    def temporary(chunks):
+        mlp = MLP(tiny(mlp_chunks=chunks, mlp_width=256), rngs=nnx.Rngs(0))
+        gradient = jax.jit(jax.grad(lambda x: (mlp(x) ** 2).sum()))
+        x = jax.ShapeDtypeStruct((1, 2048, 12), jnp.float32)
+        return gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    hidden = 2048 * 256 * 4
+    assert temporary(1) > hidden
+    assert temporary(16) < hidden / 2
 
 
 def test_dropout_keeps_the_mean_and_scales_what_it_keeps():
@@ -135,7 +209,7 @@ def test_initial_standard_deviations():
 
 def test_residual_projections_start_smaller(tiny):
     config = tiny(width=48, mlp_width=53, depth=8)
-    for layer in (Attention(config, rngs=nnx.Rngs(0)), MLP(config, rngs=nnx.Rngs(0))):
+    for layer in (Attention(config, length=T, rngs=nnx.Rngs(0)), MLP(config, rngs=nnx.Rngs(0))):
         out = np.asarray(layer.out[...])
         assert abs(out.std() - 0.005) < 5 * 0.005 / (2 * out.size) ** 0.5
 
@@ -175,7 +249,7 @@ REFUSED = [
         "model.attention.summary: 'strided' has no summary columns, got 1; write 0",
     ),
     (
-        {"name": "bigbird", **SETTINGS["bigbird"], "seed": 2**31},
+        ATTENTION["bigbird"] | {"seed": 2**31},
         "model.attention.seed: wanted an integer from 0 to 2147483647, got 2147483648; write 0",
     ),
     (
@@ -183,8 +257,14 @@ REFUSED = [
         "model.attention.summary: wanted 1 to stride = 5 for 'fixed', got 6",
     ),
     (
-        {"name": "linear", "chunk_size": 5, "feature_map": "relu"},
-        "model.attention.feature_map: got 'relu'; write one of elu_plus_one",
+        {"name": "linear", "chunk_size": 5, "feature_map": "gelu"},
+        "model.attention.feature_map: got 'gelu'; write one of elu_plus_one, relu",
+    ),
+    (ATTENTION["lsh"] | {"num_buckets": 3}, "model.attention.num_buckets: wanted an even number, got 3; write 0"),
+    (ATTENTION["performer"] | {"redraw": 2}, "model.attention.redraw: wanted an integer from 0 to 1, got 2; write 0"),
+    (
+        ATTENTION["linformer"],
+        "model.attention.name: 'linformer' cannot be causal, so no decoder can use it; write one of full",
     ),
 ]
 
@@ -200,32 +280,50 @@ def test_refuses_settings(attention, message):
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_refuses_a_bias_without_scores(position):
     with pytest.raises(ValueError, match=f"model.position: 'linear' has no scores for '{position}'"):
-        check_attention({"name": "linear", **SETTINGS["linear"]}, position=position, attention_dropout=0.0)
+        check_attention(ATTENTION["linear"], position=position, attention_dropout=0.0)
 
 
 def test_refuses_dropout_without_weights():
     with pytest.raises(ValueError, match="model.attention_dropout: 'linear' has no weights to drop"):
-        check_attention({"name": "linear", **SETTINGS["linear"]}, position="rope", attention_dropout=0.1)
+        check_attention(ATTENTION["linear"], position="rope", attention_dropout=0.1)
 
 
-def test_refuses_packing_where_documents_would_mix(tiny, monkeypatch):
-    monkeypatch.setitem(VARIANTS, "full", dataclasses.replace(VARIANTS["full"], packing=False))
-    layer = Attention(tiny(), rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match="segment_ids: this variant cannot keep documents apart"):
-        layer(jnp.ones((2, T, 12)), segment_ids=jnp.zeros((2, T), int))
+@pytest.mark.parametrize("use, names", [
+    ("encoder", ["retention", "gated_linear", "delta_rule"]),
+    ("decoder", ["linformer", "efficient"]),
+    ("cross", ["window", "longformer", "sparse_transformer", "bigbird", "lsh", "retention", "gated_linear", "delta_rule"]),
+])  # fmt: skip
+def test_refuses_a_use_before_compiling(use, names):
+    for name in names:
+        with pytest.raises(
+            ValueError, match=f"model.cross_attention.name: '{name}' .*, so no .* can use it; write one of"
+        ):
+            check_attention(
+                {"name": name, **examples(name)},
+                position="rope",
+                attention_dropout=0.0,
+                use=use,
+                field="cross_attention",
+            )
 
 
-def test_refuses_a_variant_that_cannot_be_causal(monkeypatch):
-    monkeypatch.setitem(VARIANTS, "both_ways", dataclasses.replace(VARIANTS["full"], causal=False))
-    with pytest.raises(
-        ValueError, match="'both_ways' cannot be causal, so no decoder can use it; attention.name one of full"
-    ):
-        check_attention({"name": "both_ways"}, position="rope", attention_dropout=0.0)
-    check_attention({"name": "both_ways"}, position="rope", attention_dropout=0.0, decoder=False)
+def test_cross_attention_has_no_positions_to_refuse():
+    check_attention(ATTENTION["linear"], position="alibi", attention_dropout=0.0, use="cross")
+
+
+@pytest.mark.parametrize("missing, argument", [
+    ("packing", {"segment_ids": jnp.zeros((2, T), int)}), ("padding", {"key_mask": jnp.ones((2, T), bool)}),
+])  # fmt: skip
+def test_refuses_what_would_be_ignored(tiny, monkeypatch, missing, argument):
+    less = dataclasses.replace(VARIANTS["full"].can, **{missing: False})
+    monkeypatch.setitem(VARIANTS, "full", dataclasses.replace(VARIANTS["full"], can=less))
+    layer = Attention(tiny(), length=T, rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match=f"{next(iter(argument))}: this variant cannot"):
+        layer(jnp.ones((2, T, 12)), **argument)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_examples_are_accepted(name):
-    examples = {setting: kind.example for setting, kind in VARIANTS[name].settings.items()}
-    check_attention({"name": name, **examples}, position="rope", attention_dropout=0.0)
+    use = "decoder" if VARIANTS[name].can.causal else "encoder"
+    check_attention({"name": name, **examples(name)}, position="rope", attention_dropout=0.0, use=use)
     assert all(isinstance(kind, Setting) for kind in VARIANTS[name].settings.values())

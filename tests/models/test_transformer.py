@@ -6,30 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import ATTENTION, CAUSAL, EXACT_CAUSAL, can
 from flax import nnx
+from harness import EPS, assert_everything_learns, assert_trees_agree, build, value_and_gradient
 
 from models import MODELS
-from models.config import POSITIONS, check
-from models.transformer import Transformer, sinusoids
-from models.variants import VARIANTS
+from models.config import FIELDS, POSITIONS, check
+from models.transformer import Encoder, EncoderDecoder, Transformer, sinusoids
 
 B, T, V = 2, 13, 23
-EPS = np.finfo(np.float32).eps
-ATTENTION = {
-    "full": {"name": "full"},
-    "window": {"name": "window", "window": 3},
-    "longformer": {"name": "longformer", "window": 2, "num_global": 2},
-    "strided": {"name": "sparse_transformer", "pattern": "strided", "stride": 5, "summary": 0},
-    "fixed": {"name": "sparse_transformer", "pattern": "fixed", "stride": 5, "summary": 2},
-    "bigbird": {"name": "bigbird", "block_size": 2, "num_random_blocks": 1, "num_global_blocks": 1, "seed": 7},
-    "linear": {"name": "linear", "chunk_size": 5, "feature_map": "elu_plus_one"},
-}
 
 
 def pairs():
     """Every variant with every position it can have. Slow: all but each variant's hardest and what full can have."""
-    for attention, settings in ATTENTION.items():
-        bias = VARIANTS[settings["name"]].bias
+    for attention in EXACT_CAUSAL:
+        bias = can(attention).bias
         for position in POSITIONS:
             if bias or position not in ("alibi", "t5"):
                 quick = attention == "full" or position == ("alibi" if bias else "rope")
@@ -41,32 +32,13 @@ def tokens():
     return jax.random.randint(jax.random.key(0), (B, T), 0, V)
 
 
-def build(config, length=T, seed=0):
-    """(jitted (state, tokens, **inputs) -> logits, state), the weights large enough for every part to count."""
-    graph, state = nnx.split(Transformer(config, length=length, rngs=nnx.Rngs(seed)))
-    state = jax.tree.map(lambda w: jnp.asarray(np.asarray(w) * (10 if np.std(w) > 0 else 1)), state)
-    return jax.jit(lambda state, tokens, **inputs: nnx.merge(graph, state)(tokens, **inputs)), state
-
-
-def value_and_gradient(config, tokens, **inputs):
-    apply, state = build(config)
-
-    def loss(state):
-        logits = apply(state, tokens, **inputs)
-        return jnp.mean(logits**2), logits
-
-    (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state)
-    return logits, gradient
-
-
-def assert_trees_agree(got, wanted, roundings):
-    """Every leaf within that many float32 roundings of its largest entry."""
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=roundings * EPS * np.abs(b).max())
-
-
 def test_models_names_it():
-    assert {name: pkgutil.resolve_name(path) for name, path in MODELS.items()} == {"transformer": Transformer}
+    assert {name: pkgutil.resolve_name(path) for name, path in MODELS.items()} == {
+        "transformer": Transformer,
+        "encoder": Encoder,
+        "encoder_decoder": EncoderDecoder,
+    }
+    assert FIELDS.keys() == MODELS.keys()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -75,7 +47,7 @@ def test_number_of_parameters(tiny, tied, position):
     config = tiny(position=position, tie_embeddings=tied)
     D, M, N, K, H = 12, 11, 2, 1, 6
     layer = D * (2 * N + 2 * K) * H + 2 * D * M + 2 * D
-    wanted = (1 if tied else 2) * V * D + 3 * layer + D + {"learned": T * D, "t5": 5 * N}.get(position, 0)
+    wanted = (1 if tied else 2) * V * D + 3 * layer + D + {"learned": T * D, "t5": 6 * N}.get(position, 0)
     state = nnx.state(nnx.eval_shape(lambda: Transformer(config, length=T, rngs=nnx.Rngs(0))))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == wanted
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state))
@@ -92,7 +64,7 @@ def test_no_look_ahead(tiny, tokens, attention, position):
     assert (before[:, 8] != after[:, 8]).any(-1).all()  # every variant sees the token before
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", CAUSAL)
 def test_packed_documents_are_isolated(tiny, tokens, attention):
     apply, state = build(tiny(attention=ATTENTION[attention], depth=2))
     documents = jnp.broadcast_to(jnp.repeat(jnp.array([0, 1, -1]), jnp.array([5, 6, 2])), (B, T))
@@ -113,7 +85,7 @@ def test_a_packed_document_reads_as_if_alone(tiny, tokens, attention):
     assert_trees_agree(packed, apply(state, tokens[:, 5:]), roundings=64)
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("attention", CAUSAL)
 def test_one_token(tiny, tokens, attention):
     apply, state = build(tiny(attention=ATTENTION[attention], depth=2))
     one = apply(state, tokens[:, :1])
@@ -127,9 +99,9 @@ UNROLLED, REMAT = {"scan_layers": False}, {"remat": True}
 @pytest.mark.parametrize("position, changes", [("rope", [UNROLLED, REMAT]), ("t5", [UNROLLED | REMAT])])
 def test_scan_and_remat_change_nothing(tiny, tokens, position, changes):
     base = {"position": position, "dropout": 0.3, "attention_dropout": 0.2}
-    wanted = value_and_gradient(tiny(**base), tokens, dropout_rng=jax.random.key(3))
+    wanted = value_and_gradient(tiny(**base), tokens, rng=jax.random.key(3))
     for change in changes:
-        got = value_and_gradient(tiny(**base, **change), tokens, dropout_rng=jax.random.key(3))
+        got = value_and_gradient(tiny(**base, **change), tokens, rng=jax.random.key(3))
         assert_trees_agree(got, wanted, roundings=64)
 
 
@@ -163,14 +135,34 @@ def test_remat_keeps_less(tiny, tokens):
     assert inputs_of_layers < kept(remat=True) < parameters + 2 * inputs_of_layers < kept()
 
 
-@pytest.mark.parametrize("position", ["rope", "t5", "learned"])
+@pytest.mark.parametrize("position", ["t5", "learned"])
 def test_every_parameter_learns(tiny, tokens, position):
-    _, gradient = value_and_gradient(tiny(position=position, tie_embeddings=False), tokens)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-        assert np.isfinite(leaf).all(), path
-        assert (leaf != 0).any(), path
-    stacked = jax.tree.leaves(gradient.blocks)
-    assert all((leaf.reshape(3, -1) != 0).any(-1).all() for leaf in stacked)  # in every layer
+    assert_everything_learns(value_and_gradient(tiny(position=position, tie_embeddings=False), tokens)[1])
+
+
+@pytest.mark.parametrize("attention", CAUSAL)
+def test_every_variant_learns(tiny, tokens, attention):
+    config = tiny(attention=ATTENTION[attention], depth=2)
+    logits, gradient = value_and_gradient(config, tokens, rng=jax.random.key(3))
+    assert logits.shape == (B, T, V)
+    assert_everything_learns(gradient)
+
+
+@pytest.mark.parametrize("attention", ["lsh", "performer"])
+def test_training_draws_anew_and_evaluation_by_the_seed(tiny, tokens, attention):
+    apply, state = build(tiny(attention=ATTENTION[attention], depth=2))
+    other, _ = build(tiny(attention=ATTENTION[attention] | {"seed": 6}, depth=2))
+    first, second = jax.random.split(jax.random.key(5))
+    np.testing.assert_array_equal(apply(state, tokens), apply(state, tokens))
+    np.testing.assert_array_equal(apply(state, tokens, rng=first), apply(state, tokens, rng=first))
+    for drawn in (apply(state, tokens, rng=first), apply(state, tokens, rng=second), other(state, tokens)):
+        assert (drawn != apply(state, tokens)).any()
+    assert (apply(state, tokens, rng=first) != apply(state, tokens, rng=second)).any()
+
+
+def test_performer_without_redraw_keeps_its_features(tiny, tokens):
+    apply, state = build(tiny(attention=ATTENTION["performer relu"], depth=2))
+    np.testing.assert_array_equal(apply(state, tokens, rng=jax.random.key(1)), apply(state, tokens))
 
 
 @pytest.mark.parametrize("attention", ["full", "linear"])
@@ -209,10 +201,10 @@ def test_dropout_follows_its_key(tiny, tokens):
     apply, state = build(tiny(dropout=0.3))
     off, _ = build(tiny())
     first, second = jax.random.split(jax.random.key(5))
-    np.testing.assert_array_equal(apply(state, tokens, dropout_rng=first), apply(state, tokens, dropout_rng=first))
-    assert (apply(state, tokens, dropout_rng=first) != apply(state, tokens, dropout_rng=second)).any()
+    np.testing.assert_array_equal(apply(state, tokens, rng=first), apply(state, tokens, rng=first))
+    assert (apply(state, tokens, rng=first) != apply(state, tokens, rng=second)).any()
     np.testing.assert_array_equal(apply(state, tokens), off(state, tokens))
-    np.testing.assert_array_equal(off(state, tokens, dropout_rng=first), off(state, tokens))
+    np.testing.assert_array_equal(off(state, tokens, rng=first), off(state, tokens))
 
 
 def test_rope_sees_distances_only(tiny, tokens):
@@ -331,6 +323,11 @@ WRONG = [
     ),
     ({"position": "t5", "t5_buckets": 1}, T, "model.t5_buckets: wanted 2 <= t5_buckets < 2 * t5_max_distance, got 1"),
     ({"position": "t5", "t5_buckets": 16}, T, "model.t5_buckets: wanted 2 <= t5_buckets < 2 * t5_max_distance, got 16"),
+    ({"mlp_chunks": 0}, T, "model.mlp_chunks: wanted at least 1, got 0"),
+    ({"pool": "cls"}, T, "model.pool: unknown field; the fields are name"),
+    ({"reversible": True, "remat": True}, T, "model.remat: reversible layers recompute everything already"),
+    ({"attention": ATTENTION["linformer"]}, T, "model.attention.name: 'linformer' cannot be causal"),
+    ({"attention": ATTENTION["efficient"]}, T, "model.attention.name: 'efficient' cannot be causal"),
     ({"attention": {"name": "spare"}}, T, "model.attention.name: unknown variant 'spare'"),
     ({"attention": ATTENTION["linear"], "position": "t5"}, T, "model.position: 'linear' has no scores for 't5'"),
     (

@@ -1,0 +1,216 @@
+"""How each variant attends inside a model: a config's settings become the arguments of one attention function.
+
+Every function here is `(query, key, value, *arrays, settings, causal, **tail) -> output`. `arrays` are what the variant
+asks for beside query, key and value (`Variant.arrays`). `tail` is what the layer wants honoured, and only that:
+key_mask, query_segment_ids and key_segment_ids, bias, dropout_rate and dropout_rng, initial_state and return_state. The
+`mask_*` are the same patterns as objects, to draw, to compare with and to decode under.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attention.bigbird import bigbird_attention, bigbird_pattern, bigbird_random_blocks
+from attention.delta_rule import delta_rule_attention
+from attention.dot_product import dot_product_attention
+from attention.gated_linear import gated_linear_attention, retention
+from attention.linear import efficient_attention, elu_plus_one, linear_attention, softmax_features, taylor_features
+from attention.linformer import linformer_attention
+from attention.local import Blocks, local_attention
+from attention.longformer import longformer_attention
+from attention.masks import Causal, Full, Global, Window
+from attention.performer import performer_attention, performer_projection
+from attention.reformer import lsh_attention
+from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
+
+FEATURE_MAPS = {
+    "elu_plus_one": elu_plus_one,
+    "relu": jax.nn.relu,  # Shen et al. 2018 name it, Kasai et al. 2021 (arXiv:2103.13076) learn with it
+    "softmax": softmax_features,
+    "taylor": taylor_features,
+}
+
+
+def full(query, key, value, *, settings, causal, **tail):
+    return dot_product_attention(query, key, value, is_causal=causal, **_one_rng(tail))
+
+
+def mask_full(settings, length, num_heads=1, *, causal=True):
+    return Causal() if causal else Full()
+
+
+def window(query, key, value, *, settings, causal, **tail):
+    mask = mask_window(settings, query.shape[-3], causal=causal)
+    return dot_product_attention(query, key, value, mask=mask, **_one_rng(tail))
+
+
+def mask_window(settings, length, num_heads=1, *, causal=True):
+    return Window(settings["window"], 0 if causal else settings["window"])
+
+
+def local(query, key, value, *, settings, causal, **tail):
+    looks = {"look_backward": settings["neighbours"], "look_forward": 0 if causal else settings["neighbours"]}
+    return local_attention(query, key, value, window=settings["window"], causal=causal, **looks, **_one_rng(tail))
+
+
+def mask_local(settings, length, num_heads=1, *, causal=True):
+    blocks = Blocks(settings["window"], -settings["neighbours"], 0 if causal else settings["neighbours"])
+    return blocks & Causal() if causal else blocks
+
+
+def longformer(query, key, value, *, settings, causal, **tail):
+    prefix, reach = _prefix(settings, query.shape[-3]), settings["window"]
+    tail = _one_rng(tail)
+    return longformer_attention(query, key, value, window=reach, global_positions=prefix, causal=causal, **tail)
+
+
+def mask_longformer(settings, length, num_heads=1, *, causal=True):
+    window, prefix = mask_window(settings, length, causal=causal), _prefix(settings, length)
+    if prefix is None:
+        return window
+    return (window | Global(prefix)) & Causal() if causal else window | Global(prefix)
+
+
+def _prefix(settings, length):
+    """Positions of the first num_global tokens, None for none."""
+    return np.arange(min(settings["num_global"], length)) if settings["num_global"] else None
+
+
+def sparse_transformer(query, key, value, *, settings, causal, **tail):
+    return sparse_transformer_attention(query, key, value, **_sparse(settings, causal), **_one_rng(tail))
+
+
+def mask_sparse_transformer(settings, length, num_heads=1, *, causal=True):
+    return sparse_pattern(**_sparse(settings, causal))
+
+
+def _sparse(settings, causal):
+    """The settings as arguments: a config writes 0, the function wants None where there are no summary columns."""
+    return {**settings, "summary": settings["summary"] or None, "causal": causal}
+
+
+def bigbird(query, key, value, *, settings, causal, **tail):
+    blocks = _random_blocks(settings, *query.shape[-3:-1], causal)
+    return bigbird_attention(query, key, value, random_blocks=blocks, causal=causal, **_bigbird_sizes(settings), **tail)
+
+
+def mask_bigbird(settings, length, num_heads=1, *, causal=True):
+    blocks = _random_blocks(settings, length, num_heads, causal)
+    return bigbird_pattern(blocks, num_heads, length, causal=causal, **_bigbird_sizes(settings))
+
+
+def _bigbird_sizes(settings):
+    return {name: settings[name] for name in ("block_size", "num_global_blocks")}
+
+
+def _random_blocks(settings, length, num_heads, causal):
+    """The random blocks of every head, a function of seed, length and heads: drawn anew at each trace, never stored."""
+    sizes = {name: settings[name] for name in ("block_size", "num_random_blocks", "num_global_blocks")}
+    with jax.ensure_compile_time_eval():  # the pattern must be concrete, also while a model is being traced
+        return bigbird_random_blocks(jax.random.key(settings["seed"]), num_heads, length, causal=causal, **sizes)
+
+
+def lsh(query, key, value, rng, *, settings, causal, **tail):
+    sizes = {name: settings[name] for name in ("num_hashes", "bucket_size")}
+    buckets, after = settings["num_buckets"] or None, 0 if causal else 1
+    return lsh_attention(query, value, num_buckets=buckets, rng=rng, causal=causal, chunks_after=after, **sizes, **tail)
+
+
+def hash_key(settings, sizes, learned, x, rng):
+    """The key of LSH's rotations: the training step's, as in the paper, or the one of `seed`."""
+    return (jax.random.key(settings["seed"]) if rng is None else rng,)
+
+
+def linear(query, key, value, *, settings, causal, **tail):
+    settings = settings | {"feature_map": FEATURE_MAPS[settings["feature_map"]]}
+    return linear_attention(query, key, value, causal=causal, **settings, **tail)
+
+
+def efficient(query, key, value, *, settings, causal, **tail):
+    if causal:
+        raise NotImplementedError("efficient: each feature is normalised over the whole length; use 'linear'")
+    return efficient_attention(query, key, value, scale=1.0, **tail)  # the paper's
+
+
+def performer(query, key, value, projection, *, settings, causal, **tail):
+    return performer_attention(query, key, value, projection, kernel=settings["kernel"], causal=causal, **tail)
+
+
+def random_features(settings, sizes, learned, x, rng):
+    """Performer's projection: with `redraw` the training step's own, in evaluation and without it that of `seed`."""
+    size = settings["num_features"], sizes.head_dim
+    if settings["redraw"] and rng is not None:
+        return (performer_projection(rng, *size),)
+    with jax.ensure_compile_time_eval():  # a constant of the program, not a QR decomposition at every step
+        return (performer_projection(jax.random.key(settings["seed"]), *size),)
+
+
+def linformer(query, key, value, key_projection, value_projection, *, settings, causal, **tail):
+    return linformer_attention(query, key, value, key_projection, value_projection, **_one_rng(tail))
+
+
+def linformer_learned(settings, sizes):
+    """The projections over the length: per head, shared by heads, by key and value too, or by the layers as well."""
+    rank, sharing = settings["rank"], settings["sharing"]
+    shape = (sizes.num_heads, sizes.length, rank) if sharing == "none" else (sizes.length, rank)
+    names = ("key_projection", "value_projection") if sharing in ("none", "headwise") else ("projection",)
+    return {name: (shape, rank**-0.5) for name in names}  # N(0, 1 / R) keeps lengths: theorem 2 of the paper
+
+
+def linformer_arrays(settings, sizes, learned, x, rng):
+    names = ("projection", "projection") if "projection" in learned else ("key_projection", "value_projection")
+    return tuple(learned[name][...] for name in names)
+
+
+def retain(query, key, value, *, settings, causal, **tail):
+    return retention(query, key, value, **settings, **tail)
+
+
+def gated_linear(query, key, value, log_decay, *, settings, causal, **tail):
+    return gated_linear_attention(query, key, value, log_decay, **settings, **tail)
+
+
+def decay_learned(settings, sizes):
+    """Two thin matrices and a shift make the decays, one per feature of a key head; their rank is the paper's."""
+    features = sizes.num_kv_heads * sizes.head_dim
+    shapes = {"decay_in": (sizes.width, 16), "decay_out": (16, features)}
+    return {name: (shape, shape[0] ** -0.5) for name, shape in shapes.items()} | {"decay_shift": ((features,), 0.0)}
+
+
+def decays(settings, sizes, learned, x, rng):
+    """log_decay [B, T, K, H] = logsigmoid(x W_in W_out + shift) / 16 (Yang et al. 2024, arXiv:2312.06635)."""
+    down, up, shift = (learned[name].astype(x.dtype) for name in ("decay_in", "decay_out", "decay_shift"))
+    logits = (x @ down @ up + shift).astype(jnp.float32)
+    return (jax.nn.log_sigmoid(logits.reshape(*x.shape[:-1], sizes.num_kv_heads, sizes.head_dim)) / 16,)
+
+
+def delta_rule(query, key, value, beta, *, settings, causal, **tail):
+    return delta_rule_attention(query, key, value, beta, **settings, **tail)
+
+
+def beta_learned(settings, sizes):
+    return {"beta": ((sizes.width, sizes.num_kv_heads), sizes.width**-0.5)}
+
+
+def betas(settings, sizes, learned, x, rng):
+    """beta [B, T, K] = sigmoid(x W) (Yang et al. 2024, arXiv:2406.06484)."""
+    return (jax.nn.sigmoid((x @ learned["beta"].astype(x.dtype)).astype(jnp.float32)),)
+
+
+def unit_length(query, key):
+    """SiLU, then length 1 per head: with beta in (0, 1) the delta rule's state cannot grow."""
+    return tuple(_unit(jax.nn.silu(x.astype(jnp.float32))).astype(x.dtype) for x in (query, key))
+
+
+def _unit(x):
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def no_mask(settings, length, num_heads=1, *, causal=True):
+    """None: no pair is masked, or which pairs meet depends on what the tokens are."""
+    return None
+
+
+def _one_rng(tail):
+    """The tail of a function whose only random numbers are dropout's."""
+    return {"rng" if name == "dropout_rng" else name: x for name, x in tail.items()}

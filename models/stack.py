@@ -1,0 +1,146 @@
+"""A stack of layers: what runs them, and how they know where a token stands."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from attention import alibi_slopes, apply_rotary, biases, rotary_frequencies
+from models.config import rope_settings
+from models.layers import Block, Context, learned_arrays, normal, one_for_all, rms_norm
+from models.reversible import reversible
+
+
+class Stack(nnx.Module):
+    """`depth` layers and a norm.
+
+        x = block_l(x) for l < depth;   out = norm(x)
+
+    The parameters of all layers lie in one `Block`, stacked on a leading axis of `depth`. `scan_layers` runs them in a
+    loop, so the program does not grow with depth; without it the same parameters run unrolled, which compiles longer.
+
+    Memory of the gradient: `remat` recomputes each layer in the backward pass and keeps only the inputs of layers, B T
+    width numbers each. `reversible` keeps not even those (`models.reversible`): both streams start as x and the output
+    is their mean, where Reformer concatenates, so parameters stay those of an ordinary stack; the streams are float32
+    whatever `dtype` is, as their inputs are won back by subtraction.
+
+    Args:
+      config: the config of a decoder or an encoder; see `models.config.decoder_of`.
+      length: the training length, with everything that stands before the tokens.
+      rngs: draws the parameters.
+    """
+
+    def __init__(self, config, *, length, rngs):
+        self.config = config
+        if config.position == "t5":
+            self.t5_table = normal(rngs, (config.t5_buckets, config.num_heads))
+        fields = [name for name in ("attention", "cross_attention") if name in config and one_for_all(config[name])]
+        if fields:
+            shared = {name: learned_arrays(config, length=length, rngs=rngs, field=name) for name in fields}
+            self.shared = nnx.Dict(shared)
+        self.blocks = jax.vmap(lambda rng: Block(config, length=length, rngs=nnx.Rngs(params=rng)))(
+            jax.random.split(rngs.params(), config.depth)
+        )
+        self.norm = rms_norm(config, rngs)
+
+    def layers(self, x, places, rng, **context):
+        """Runs the layers on `x [B, T, width]` and norms the result.
+
+        Args:
+          x: [B, T, width].
+          places: [T] or [B, T] int, where each token stands.
+          rng: the training step's key, None in evaluation.
+          **context: fields of `models.layers.Context`.
+        """
+        context = Context(self._shared(), self._rotation(places), self._bias(), **context)
+        rngs = None if rng is None else jax.random.split(rng, self.config.depth)
+        return self.norm((self._reversible if self.config.reversible else self._ordinary)(x, rngs, context))
+
+    def start_layers(self, batch_size, capacity):
+        """The state of all layers before the first token: stacked if `scan_layers`, else one after the other."""
+        one = self._layer(0).attention.start(batch_size, capacity)
+        each = [jax.tree.map(jnp.copy, one) for _ in range(self.config.depth)]  # apart, so that each can be donated
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if self.config.scan_layers else each
+
+    def step_layers(self, x, places, states):
+        """Runs the layers on new tokens `x [B, t, width]` and norms; returns (x, new states)."""
+        context = Context(self._shared(), self._rotation(places), self._bias())
+        narrow = lambda x: x.astype(self.config.dtype)  # noqa: E731
+
+        def layer(streams, block_and_state):
+            (x1, x2), (block, state) = streams, block_and_state
+            added, state = block.step(narrow(x2), state, context)
+            y1 = x1 + added
+            fed = block.feed(narrow(y1), None)
+            return (y1, x2 + fed) if self.config.reversible else (y1 + fed, y1 + fed), state
+
+        streams = (x.astype(jnp.float32 if self.config.reversible else x.dtype),) * 2
+        if self.config.scan_layers:
+            streams, new = lax.scan(layer, streams, (self.blocks, states))
+        else:  # a stacked cache would be copied at every step
+            new = []
+            for i, state in enumerate(states):
+                streams, state = layer(streams, (self._layer(i), state))
+                new.append(state)
+        return self.norm(narrow(sum(streams) / 2)), new
+
+    def _layer(self, i):
+        return jax.tree.map(lambda leaf: leaf[i], self.blocks)
+
+    def _ordinary(self, x, rngs, context):
+        config = self.config
+
+        def layer(x, block_and_rng):
+            block, rng = block_and_rng
+            return block(x, rng, context), None
+
+        if config.remat:  # inside a scan XLA cannot undo the recomputation, so nothing has to prevent it
+            layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
+        return lax.scan(layer, x, (self.blocks, rngs), unroll=self._unroll())[0]
+
+    def _reversible(self, x, rngs, context):
+        wide = x.astype(jnp.float32)
+        first, second = reversible(
+            (_branch("mix", x.dtype), _branch("feed", x.dtype)),
+            self._unroll(),
+            (wide, wide),
+            (self.blocks, rngs),
+            context,
+        )
+        return ((first + second) / 2).astype(x.dtype)
+
+    def _unroll(self):
+        return 1 if self.config.scan_layers else self.config.depth
+
+    def _shared(self):
+        return {name: dict(arrays) for name, arrays in self.shared.items()} if hasattr(self, "shared") else {}
+
+    def _rotation(self, places):
+        config = self.config
+        if config.position != "rope":
+            return None
+        frequencies, factor = rotary_frequencies(**rope_settings(config, places.max() + 1))
+        return jax.tree_util.Partial(_rotate, places, lax.stop_gradient(frequencies), factor)
+
+    def _bias(self):
+        config = self.config
+        if config.position == "alibi":
+            return biases.ALiBi(alibi_slopes(config.num_heads))
+        if config.position == "t5":
+            bidirectional = config.name == "encoder"
+            return biases.T5(self.t5_table[...], bidirectional=bidirectional, max_distance=config.t5_max_distance)
+        return None
+
+
+def _rotate(places, frequencies, factor, x):
+    return apply_rotary(x, positions=places, frequencies=frequencies, attention_factor=factor)
+
+
+@functools.cache  # the same function for the same names, so that a program is compiled once
+def _branch(name, dtype):
+    def branch(block, x, rng, context):
+        return getattr(block, name)(x.astype(dtype), rng, context).astype(x.dtype)
+
+    return branch

@@ -1,0 +1,37 @@
+"""Every variant at settings small enough for T = 13, by the name of the case."""
+
+from models.variants import VARIANTS
+
+_RANDOM_FEATURES = {"name": "performer", "num_features": 7, "redraw": 1, "seed": 3}
+ATTENTION = {
+    "full": {"name": "full"},
+    "window": {"name": "window", "window": 3},
+    "local": {"name": "local", "window": 3, "neighbours": 1},
+    "longformer": {"name": "longformer", "window": 2, "num_global": 2},
+    "strided": {"name": "sparse_transformer", "pattern": "strided", "stride": 5, "summary": 0},
+    "fixed": {"name": "sparse_transformer", "pattern": "fixed", "stride": 5, "summary": 2},
+    "bigbird": {"name": "bigbird", "block_size": 2, "num_random_blocks": 1, "num_global_blocks": 1, "seed": 7},
+    "lsh": {"name": "lsh", "num_hashes": 2, "bucket_size": 3, "num_buckets": 4, "seed": 5},
+    "linear": {"name": "linear", "chunk_size": 5, "feature_map": "elu_plus_one"},
+    "performer": {**_RANDOM_FEATURES, "kernel": "softmax"},
+    "performer relu": {**_RANDOM_FEATURES, "kernel": "relu", "redraw": 0},
+    "retention": {"name": "retention", "chunk_size": 5},
+    "gated_linear": {"name": "gated_linear", "chunk_size": 5},
+    "delta_rule": {"name": "delta_rule", "chunk_size": 5},
+    "efficient": {"name": "efficient"},
+    "linformer": {"name": "linformer", "rank": 5, "sharing": "headwise"},
+    "linformer none": {"name": "linformer", "rank": 5, "sharing": "none"},
+    "linformer key_value": {"name": "linformer", "rank": 5, "sharing": "key_value"},
+    "linformer layerwise": {"name": "linformer", "rank": 5, "sharing": "layerwise"},
+}
+
+
+def can(case):
+    """The capabilities of a case's variant."""
+    return VARIANTS[ATTENTION[case]["name"]].can
+
+
+CAUSAL = [case for case in ATTENTION if can(case).causal]
+BIDIRECTIONAL = [case for case in ATTENTION if can(case).bidirectional]
+CROSS = [case for case in ATTENTION if can(case).cross]
+EXACT_CAUSAL = [case for case in CAUSAL if case != "lsh"]  # no look-ahead bit for bit: LSH sorts the whole sequence
