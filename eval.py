@@ -2,24 +2,26 @@
 
     python eval.py --workdir=runs/compare_text
     python eval.py --workdir=runs/compare_text --length=1024
+    python eval.py --workdir=runs/compare_text --generate --prompt="def " --variant=full,linear --temperature=0.5
 
 Prints the comparison's table with the quality measured now and writes it to `evaluation_T<length>.json` in the same
-folder. Exit codes: 0 done, 2 something is missing or does not fit; the one line on stderr says what.
+folder. A variant that cannot take the length is told in one line and stands in the table as failed. With --generate it
+prints how the variants go on from a prompt instead. Exit codes: 0 done, 2 something is missing or nothing fits; the one
+line on stderr says what.
 """
 
-import math
 import sys
 import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiment import checkpoint, comparison, settings
+from experiment import checkpoint, comparison, generate, settings
 from experiment.devices import split_rows
+from experiment.estimate import ratio
 from experiment.records import read_json, write_json
 from tasks import TASKS
 
@@ -29,25 +31,31 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "runs/compare_text", "folder of a finished comparison", flag_values=values)
     flags.DEFINE_integer("length", None, "T to judge at; the default is the training length", 1, flag_values=values)
+    generate.define_flags(values)
     try:
         settings.parse(argv, values, __doc__)
+        generate.check_flags(values)
         workdir = Path(values.workdir)
         config, results = finished(workdir)
+        if values.generate:
+            write_texts(values, workdir, config, results)
+            return 0
         task, length = TASKS[config.task], values.length or config.data.length
         corpus = task.load(config.data)
         if corpus.sha256 != read_json(workdir / "data.json")["sha256"]:
             raise settings.SettingsError(f"--workdir={workdir}: the text it was trained on has changed since")
-        windows = task.windows(corpus.validation, length)
         variants = settings.variants(config)
         for label, runs in results.items():
-            results[label] = [judge_again(run, variants[label], workdir, windows) for run in runs]
+            results[label] = [judge_again(run, variants[label], workdir, corpus, length) for run in runs]
+        if all(run["error"] is not None for runs in results.values() for run in runs):
+            raise settings.SettingsError(f"--workdir={workdir} --length={length}: no variant can be judged at it")
     except (ValueError, OSError) as error:
         print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
     from experiment.report import print_table
 
-    table = comparison.compare(workdir, config, task.METRIC, results)
+    table = comparison.compare(workdir, config, task.METRIC, task.describe(corpus, length), results)
     write_json(workdir / f"evaluation_T{length}.json", table | {"length": length})
     print_table(table)
     return 0
@@ -74,74 +82,91 @@ def finished(workdir):
     return config, results
 
 
-def judge_again(run, config, workdir, windows):
-    """A run's result with its quality replaced by one measured now on `windows`, from its newest checkpoint."""
-    from experiment.learner import make_learner  # with Flax and optax, which no wrong flag should wait for
-
+def judge_again(run, config, workdir, corpus, length):
+    """A run's result with its quality replaced by one measured now at `length`, from its newest checkpoint."""
     if run["error"] is not None:
         return run
+    learner, params = trained(run, config, workdir)
+    try:
+        return run | judge(scorer(learner, TASKS[config.task]), params, corpus, length, config)
+    except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
+        warn(f"{run['label']}: {error}")
+        return run | {"error": str(error), "quality": None}
+
+
+def write_texts(values, workdir, config, results):
+    """Prints what the first seed of each wanted variant makes of the prompt."""
+    if config.task != "text":
+        raise settings.SettingsError(f"--generate: wants models trained on the task 'text', got {config.task!r}")
+    variants = settings.variants(config)
+    whole = {label: next((run for run in runs if run["error"] is None), None) for label, runs in results.items()}
+    whole = {label: run for label, run in whole.items() if run}
+    generate.print_texts(values, whole, lambda label: trained(whole[label], variants[label], workdir), warn)
+
+
+def trained(run, config, workdir):
+    """The learner of a finished run, and the parameters in its newest checkpoint."""
+    from experiment.learner import make_learner  # with Flax and optax, which no wrong flag should wait for
+
     folder = comparison.folder(workdir, run["label"], run["seed"]) / "checkpoints"
     learner = make_learner(config, run["seed"])
-    step, state = checkpoint.restore(
-        folder, learner.state, warn=lambda line: print(f"warning: {line}", file=sys.stderr)
-    )
+    step, state = checkpoint.restore(folder, learner.state, warn)
     if step != config.train.steps:
         raise settings.SettingsError(
             f"{folder}: wanted the checkpoint of step {config.train.steps}, found {step or 'none'}"
         )
-    return run | judge(scorer(learner, TASKS[config.task]), state["params"], windows, config)
+    return learner, state["params"]
 
 
-def judge(score, params, windows, config):
-    """Quality of a model on the validation windows, as fields of result.json."""
-    bits, sizes, seconds = evaluate(score, params, windows, config.train.batch_size)
-    quality, stderr = TASKS[config.task].summarise(bits, sizes)
+def warn(line):
+    """Prints a warning on stderr."""
+    print(f"warning: {' '.join(line.split())}", file=sys.stderr)
+
+
+def judge(score, params, corpus, length, config):
+    """Quality of a model on all validation examples of `length`, as fields of result.json."""
+    examples, owners = TASKS[config.task].validation(corpus, length)
+    losses, amounts, sizes, seconds = evaluate(score, params, examples, owners, config.train.batch_size)
+    quality, stderr = ratio(amounts, sizes)
     return {
         "quality": quality,
         "stderr": stderr,
-        "bits": bits.tolist(),
+        "loss": float(losses.sum() / sizes.sum()),
+        "amounts": amounts.tolist(),
         "sizes": sizes.tolist(),
-        "forward_tokens": config.train.batch_size * windows[1].shape[1],
+        "forward_tokens": config.train.batch_size * length,
         "forward_seconds": float(np.median(seconds[1:] or seconds)),  # the first call may have compiled
     }
 
 
 def scorer(learner, task):
-    """The jitted function behind `evaluate`: (params, tokens [B, T + 1], weights [B, T]) -> nats of each row [B]."""
-
-    def score(params, tokens, weights):
-        tokens = tokens.astype(jnp.int32)
-        logits = learner.model(params)(tokens[:, :-1])
-        return jnp.sum(task.losses(logits, tokens[:, 1:]) * weights, axis=-1)
-
-    return jax.jit(score)
+    """The jitted function behind `evaluate`: (params, examples) -> (loss, metric, weight) of each row."""
+    return jax.jit(lambda params, examples: task.score(learner.model(params), examples))
 
 
-def evaluate(score, params, windows, batch_size):
-    """Bits that a model needs for each validation piece.
+def evaluate(score, params, examples, owners, batch_size):
+    """What a model gets right, or needs, for each validation piece.
 
     Args:
       score: from `scorer`.
       params: the parameters.
-      windows: (tokens, weights, owners) of the task; the last batch is filled up with rows of weight 0.
-      batch_size: windows scored at once.
+      examples: {name: array [rows, ...]} of the task.
+      owners: int [rows], the piece that each row belongs to.
+      batch_size: rows scored at once; the last batch is filled up with rows from the beginning, which do not count.
 
     Returns:
-      (bits [pieces], bytes [pieces], seconds of each batch).
+      (sums of losses [pieces], of the metric [pieces], of weights [pieces], seconds of each batch).
     """
-    tokens, weights, owners = windows
-    sharding = split_rows(params)
-    nats, seconds = [], []
-    for start in range(0, len(tokens), batch_size):
-        part = [np.zeros((batch_size, array.shape[1]), array.dtype) for array in (tokens, weights)]
-        for full, array in zip(part, (tokens, weights), strict=True):
-            full[: len(array[start : start + batch_size])] = array[start : start + batch_size]
+    sharding, found, seconds = split_rows(params), [], []
+    for start in range(0, len(owners), batch_size):
+        rows = np.arange(start, start + batch_size) % len(owners)
+        part = {name: array[rows] for name, array in examples.items()}
         part = jax.block_until_ready(jax.device_put(part, sharding))
         begin = time.perf_counter()
-        nats.append(jax.device_get(score(params, *part)))
+        found.append(jax.device_get(score(params, part)))
         seconds.append(time.perf_counter() - begin)
-    nats = np.concatenate(nats)[: len(tokens)].astype(np.float64)
-    return np.bincount(owners, nats / math.log(2)), np.bincount(owners, weights.sum(1)), seconds
+    columns = (np.concatenate(column)[: len(owners)] for column in zip(*found, strict=True))
+    return *(np.bincount(owners, column.astype(np.float64)) for column in columns), seconds
 
 
 if __name__ == "__main__":

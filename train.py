@@ -4,6 +4,7 @@
     python train.py --config.data.path=FILE_OR_FOLDER          # on your own text
     python train.py --config=configs/NAME.py --workdir=FOLDER --config.seeds=3
 
+What is compared, and on what, stands in the config: configs/compare_classification.py trains encoders to classify.
 Stop it at any moment and give the same command again: it goes on, to the same numbers. Exit codes: 0 done; 1 every
 variant diverged, or the disk is full; 2 wrong flags, config or data, found before anything is compiled; 143 or 130
 stopped by SIGTERM or SIGINT after saving.
@@ -22,6 +23,7 @@ from absl import flags
 from eval import evaluate, judge, scorer
 from experiment import checkpoint, comparison, measure, settings
 from experiment.devices import data_mesh, split_rows
+from experiment.findings import metric_words
 from experiment.progress import Interrupt, Progress
 from experiment.records import Metrics, read_json, write_json
 from tasks import TASKS
@@ -58,9 +60,11 @@ def prepare(argv):
     flags.DEFINE_boolean("overwrite", False, "start anew: remove what an earlier run left", flag_values=values)
     config = settings.parse(argv, values, __doc__, DEFAULT_CONFIG).config
     settings.check(config)
-    corpus = TASKS[config.task].load(config.data)
+    task = TASKS[config.task]
+    corpus = task.load(config.data)
+    settings.fill(config, task.fields(corpus))
     workdir = Path(values.workdir or f"runs/{Path(settings.config_path(argv, DEFAULT_CONFIG)).stem}")
-    lock = settings.claim(workdir, config, TASKS[config.task].describe(corpus), values.overwrite)
+    lock = settings.claim(workdir, config, task.describe(corpus, config.data.length), values.overwrite)
     return config, workdir, corpus, lock
 
 
@@ -70,7 +74,8 @@ def compare(config, workdir, corpus, command):
 
     labels, seeds, variants = settings.selected(config), settings.seeds(config), settings.variants(config)
     runs = [(label, seed) for label in labels for seed in seeds]
-    with Interrupt() as interrupt, Progress(sum(variants[label].train.steps for label, _ in runs)) as progress:
+    total, metric = sum(variants[label].train.steps for label, _ in runs), TASKS[config.task].METRIC
+    with Interrupt() as interrupt, Progress(total, metric_words(metric)) as progress:
         used, present = data_mesh(config.train).size, jax.local_device_count()
         if used < present:
             progress.warn(
@@ -84,7 +89,8 @@ def compare(config, workdir, corpus, command):
             if not path.exists():
                 progress.phase(f"timing {label} attention at growing length")
                 write_json(path, scaling(variants[label].model, config.scaling))
-        table = comparison.compare(workdir, config, TASKS[config.task].METRIC, comparison.results(workdir, config))
+        data = read_json(workdir / "data.json")
+        table = comparison.compare(workdir, config, metric, data, comparison.results(workdir, config))
         stored = read_json(workdir / "comparison.json")
         if stored is not None and table.items() <= stored.items():
             return stored
@@ -101,10 +107,10 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     if (folder / "result.json").exists():
         return progress.skip(budget.steps)
 
-    # Task: windows for the judgement, and a fixed part of them to look at on the way.
-    windows = task.windows(corpus.validation, config.data.length)
-    stride = math.ceil(windows[1].sum() / budget.evaluate_bytes)
-    glance = tuple(array[::stride] for array in windows)
+    # Task: a fixed part of the validation examples, to look at on the way.
+    examples, owners = task.validation(corpus, config.data.length)
+    stride = math.ceil(len(owners) * config.data.length / budget.evaluate_bytes)
+    glance = {name: array[::stride] for name, array in examples.items()}, owners[::stride]
 
     # Model, optimiser, and the one step that changes them; the newest checkpoint that is whole.
     learner = make_learner(config, seed)
@@ -114,19 +120,20 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     progress.skip(step)
 
     def batch(step):
-        shape = budget.accumulate, budget.batch_size // budget.accumulate, config.data.length + 1
-        tokens = task.batch(corpus, seed, step, budget.batch_size, config.data.length).reshape(shape)
-        return jax.device_put(tokens, split_rows(state["params"], axis=1))
+        shape = budget.accumulate, budget.batch_size // budget.accumulate
+        arrays = task.batch(corpus, seed, step, budget.batch_size, config.data.length)
+        parts = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+        return jax.device_put(parts, split_rows(state["params"], axis=1))
 
-    program = measure.compile(make_step(learner, config, task.losses), state, batch(step))
+    program = measure.compile(make_step(learner, task.score), state, batch(step))
 
     # Loop: a signal waits for the end of the step and for its checkpoint.
     error, size = None, budget.batch_size * config.data.length
-    with Metrics(folder, step) as metrics, interrupt.hold():
+    with Metrics(folder, step, metric_words(task.METRIC).replace(" ", "_")) as metrics, interrupt.hold():
         while step < budget.steps:
-            tokens = jax.block_until_ready(batch(step))
+            arrays = jax.block_until_ready(batch(step))
             begin = time.perf_counter()
-            state, numbers = program.call(state, tokens)
+            state, numbers = program.call(state, arrays)
             numbers = jax.device_get(numbers)
             step, seconds = step + 1, time.perf_counter() - begin
             metrics.train(step, numbers, seconds, size)
@@ -135,21 +142,21 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
                 error = diverged(step, numbers, folder / "checkpoints")
                 break
             if step % budget.evaluate_every == 0 or step == budget.steps:
-                bits, sizes, _ = evaluate(score, state["params"], glance, budget.batch_size)
-                metrics.validation(bits.sum() / sizes.sum())
+                losses, amounts, sizes, _ = evaluate(score, state["params"], *glance, budget.batch_size)
+                metrics.validation(amounts.sum() / sizes.sum(), losses.sum() / sizes.sum())
             if step % budget.checkpoint_every == 0 or step == budget.steps or interrupt.pending:
                 metrics.sync()
                 checkpoint.save(folder / "checkpoints", step, state, budget.keep_checkpoints)
             if interrupt.pending:
                 interrupt.leave()
 
-    # Judgement, on every validation window.
+    # Judgement, on every validation example.
     quality = {}
     if not error:
         progress.phase(f"judging {label}")
-        quality = judge(score, state["params"], windows, config)
-        if not math.isfinite(quality["quality"]):
-            error, quality = f"validation loss is {quality['quality']} after {step} steps", {}
+        quality = judge(score, state["params"], corpus, config.data.length, config)
+        if not math.isfinite(quality["loss"]):
+            error, quality = f"validation loss is {quality['loss']} after {step} steps", {}
     if error:
         progress.warn(f"{label}: {error}")
     result = comparison.result(label, seed, error, program, state["params"], metrics, quality)

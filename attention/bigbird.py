@@ -14,7 +14,15 @@ import numpy as np
 from . import schedule
 from .biases import Bias, as_biases
 from .blockwise import blockwise_attention
-from .checks import check_broadcast, check_dropout, check_segments, check_self_attention, check_vector, quiet_padding
+from .checks import (
+    check_broadcast,
+    check_dropout,
+    check_rng,
+    check_segments,
+    check_self_attention,
+    check_vector,
+    quiet_padding,
+)
 from .dot_product import blank_hidden, dot_product_attention, is_small, reference_attention
 from .masks import Causal, Dense, Full, Global, Keys, Mask, RandomBlocks, Segments
 from .tile import plain_promotion
@@ -112,6 +120,8 @@ def bigbird_attention(
     n = schedule.num_blocks(T - prefix, block_size)
     short = n <= 2 * num_global_blocks + 2
     if random_blocks is not None:
+        if rng is not None:
+            raise ValueError("rng, random_blocks: wanted at most one of the two, got both")
         random_blocks = _check_blocks(random_blocks, lead, N, n)
         short = short and random_blocks is None
     elif num_random_blocks:
@@ -313,6 +323,7 @@ def bigbird_random_blocks(
     (2, 14, 3)
     """
     _check_counts(block_size, num_random_blocks=num_random_blocks, num_global_blocks=num_global_blocks)
+    check_rng(rng)
     n, R, g = schedule.num_blocks(length, block_size), num_random_blocks, num_global_blocks
     row = np.arange(1, max(n - 1, 1))
     # Query block b draws from [g, stop), but for its window [low, low + width).
@@ -362,8 +373,8 @@ def _check_blocks(blocks, lead, num_heads, n):
             f"random_blocks: wanted ints [..., N, blocks - 2, R] = {(*wanted, 'R')}, got {blocks.dtype} {blocks.shape}"
         )
     check_broadcast("random_blocks", blocks.shape[:-3], tuple(lead))
-    if not traced and blocks.size and blocks.max() >= n:
-        raise ValueError(f"random_blocks: wanted blocks below {n}, got {blocks.max()}")
+    if not traced and blocks.size and not -1 <= blocks.min() <= blocks.max() < n:
+        raise ValueError(f"random_blocks: wanted -1 (none) or blocks below {n}, got {blocks.min()} to {blocks.max()}")
     if not blocks.size:
         return None
     own, shape = blocks.shape[:-3], blocks.shape[-3:]

@@ -108,11 +108,17 @@ def check_dropout(dropout_rate, rng):
         raise ValueError(f"dropout_rate: wanted a number in [0, 1), got {dropout_rate}")
     if dropout_rate and rng is None:
         raise ValueError("rng: wanted a jax.random.key with dropout_rate > 0, got None")
-    if rng is not None and not jnp.issubdtype(getattr(rng, "dtype", None), jax.dtypes.prng_key):
+    if rng is not None:
+        check_rng(rng)
+
+
+def check_rng(rng):
+    """Raises ValueError unless `rng` is one typed random key."""
+    if not jnp.issubdtype(getattr(rng, "dtype", None), jax.dtypes.prng_key):
         raise ValueError(
             f"rng: wanted a typed key from jax.random.key, got {getattr(rng, 'dtype', type(rng).__name__)}"
         )
-    if rng is not None and rng.shape:
+    if rng.shape:
         raise ValueError(f"rng: wanted one key, got an array of them, shape {rng.shape} (vmap over it, or split it)")
 
 

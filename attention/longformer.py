@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -167,6 +168,8 @@ def _slots(positions, lead, T):
     if positions.ndim == 0 or not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"global_positions: wanted ints [..., G], got {positions.dtype} of shape {positions.shape}")
     positions = check_vector("global_positions", positions, lead, positions.shape[-1])
+    if not isinstance(positions, jax.core.Tracer) and positions.size and positions.min() < -1:
+        raise ValueError(f"global_positions: wanted -1 (unused) or positions from 0, got {positions.min()}")
     slots = jnp.sort(jnp.broadcast_to(positions, (*lead, positions.shape[-1])), axis=-1)
     first = jnp.concatenate([jnp.ones_like(slots[..., :1], bool), slots[..., 1:] != slots[..., :-1]], axis=-1)
     return jnp.clip(slots, 0, T - 1), (slots >= 0) & (slots < T) & first

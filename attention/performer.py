@@ -9,8 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, check_dropout, check_vector, quiet_padding
-from .recurrence import packing, prefix_sums, quotient, two_sided_sums, zero_hidden
+from .checks import accumulation_dtype, check_arrays, check_rng, quiet_padding
+from .recurrence import (
+    blank_broken,
+    heads_first,
+    heads_inside,
+    prefix_sums,
+    quotient,
+    two_sided_sums,
+    visible,
+    zero_hidden,
+)
 from .tile import plain_promotion
 
 EPSILON = {"softmax": 1e-4, "relu": 1e-3}  # the authors' code: fast_attention.py, numerical_stabilizer
@@ -107,27 +116,22 @@ def performer_attention(
     """
     query, key, value, projection = (jnp.asarray(x) for x in (query, key, value, projection))
     _check(query, key, value, projection, kernel, causal, epsilon, scale, chunk_size, initial_state)
-    lead, (T, N, H), (S, K) = query.shape[:-3], query.shape[-3:], key.shape[-3:-1]
-    documents, real = packing(query_segment_ids, key_segment_ids, lead, T, S, initial_state is not None or return_state)
-    keep = check_vector("key_mask", key_mask, lead, S, dtype=bool)
-    query = quiet_padding(query, keep) if causal else query
-    if real is not None:
-        keep = real if keep is None else keep & real
-    # A query that is not finite spoils its own row alone; its zero cotangent must not reach the keys as 0 * NaN.
-    broken = ~jnp.isfinite(query).all(-1, keepdims=True)
-    query = jnp.where(broken, 0, query)
+    lead, T, H, (S, K) = query.shape[:-3], query.shape[-3], query.shape[-1], key.shape[-3:-1]
+    with_state = initial_state is not None or return_state
+    documents, real, keep = visible(key_mask, query_segment_ids, key_segment_ids, lead, T, S, with_state)
+    query, broken = blank_broken(quiet_padding(query, keep) if causal else query)
 
     dtype = accumulation_dtype(query.dtype)
     root = jnp.sqrt(jnp.asarray(H**-0.5 if scale is None else scale, dtype))
     epsilon = jnp.asarray(EPSILON[kernel] if epsilon is None else epsilon, dtype)
     projection = projection.astype(dtype)
     # Heads come first while the arrays are narrow: features are M / H times as wide.
-    queries = jnp.moveaxis(query.astype(dtype).reshape(*lead, T, K, N // K, H), -4, -2) * root
-    queries = _query_features(queries, projection, kernel) + epsilon  # [..., K, G, T, M]
-    keys = zero_hidden(key.astype(dtype), keep).swapaxes(-2, -3) * root  # [..., K, S, H]
     # The normaliser is one more column of the values, equal to 1. Where that is 0 the features do not matter.
-    values = zero_hidden(jnp.pad(value.astype(dtype), [(0, 0)] * (value.ndim - 1) + [(0, 1)], constant_values=1), keep)
-    values = values.swapaxes(-2, -3)  # [..., K, S, Hv + 1]
+    values = jnp.pad(value.astype(dtype), [(0, 0)] * (value.ndim - 1) + [(0, 1)], constant_values=1)
+    keys, values = zero_hidden(key.astype(dtype), keep), zero_hidden(values, keep)
+    queries, keys, values = heads_first(query.astype(dtype), keys, values)
+    queries = _query_features(queries * root, projection, kernel) + epsilon  # [..., K, G, T, M]
+    keys = keys * root
     state, plain, maximum = _split_state(initial_state, (*lead, K), projection.shape[0], values)
     keys, level = _key_features(keys, projection, kernel, keep, documents, maximum, causal)
     if causal:
@@ -142,7 +146,7 @@ def performer_attention(
         start = jnp.zeros((*queries.shape[:-2], *state.shape[-2:]), dtype)
         total = two_sided_sums(queries, keys + epsilon, values, start, documents, chunk_size)
 
-    out = jnp.moveaxis(total, -2, -4).reshape(*lead, T, N, -1)  # [..., T, N, Hv + 1]
+    out = heads_inside(total)  # [..., T, N, Hv + 1]
     out = jnp.where(broken & (out[..., -1:] != 0), jnp.nan, quotient(out[..., :-1], out[..., -1:]))
     out = zero_hidden(out, real).astype(query.dtype)
     if not return_state:
@@ -178,9 +182,7 @@ def performer_projection(rng, num_features: int, head_dim: int, *, orthogonal: b
     >>> bool(jnp.abs(w[:4] @ w[:4].T - jnp.diag((w[:4] ** 2).sum(-1))).max() < 1e-5)
     True
     """
-    if rng is None:
-        raise ValueError("rng: wanted a jax.random.key, got None")
-    check_dropout(0.0, rng)
+    check_rng(rng)
     for name, x in (("num_features", num_features), ("head_dim", head_dim)):
         if not isinstance(x, (int, np.integer)) or x < 1:
             raise ValueError(f"{name}: wanted an int >= 1, got {x!r}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_dropout, check_segments, check_vector, quiet_padding
+from .checks import accumulation_dtype, check_dropout, check_rng, check_segments, check_vector, quiet_padding
 from .merge import merge
 from .tile import plain_promotion
 
@@ -160,7 +160,7 @@ def lsh_rotations(rng, num_heads: int, head_dim: int, num_hashes: int, num_bucke
     (2, 4, 3, 5)
     """
     _check_counts(1, num_heads=num_heads, head_dim=head_dim, num_hashes=num_hashes)
-    check_dropout(0.0, rng)
+    check_rng(rng)
     return jax.random.normal(rng, (num_heads, head_dim, num_hashes, sum(_factors(num_buckets)) // 2), jnp.float32)
 
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from experiment import settings
+from experiment.estimate import ratio
+from experiment.findings import not_better_than_baseline
 from experiment.measure import spread
 from experiment.records import read_json, read_rows
-from tasks.text import summarise
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -56,26 +57,26 @@ def results(workdir, config):
     return {label: [result for result in some if result] for label, some in found.items() if any(some)}
 
 
-def compare(workdir, config, metric, results):
+def compare(workdir, config, metric, data, results):
     """Turns results into what comparison.json holds, but for what differs between two calls: command and date.
 
     Args:
       workdir: folder of the run.
       config: the comparison's config; `only` is not looked at, so a part trained earlier stays in.
       metric: {"name", "higher_is_better"}.
+      data: the task's `describe`, with the baselines of the length that was judged at.
       results: from `results`.
     """
-    data, configs = read_json(workdir / "data.json"), settings.variants(config)
-    everything = [result for found in results.values() for result in found]
+    everything, configs = [result for found in results.values() for result in found], settings.variants(config)
     variants = []
     for label, found in results.items():
-        variant = _variant(label, configs[label], found, data["baselines"])
+        variant = _variant(label, configs[label], found)
         variant["scaling"] = read_json(workdir / label / "scaling.json")
         variant["differences"] = {
             other: gap for other in results if other != label and (gap := _difference(found, results[other]))
         }
         variants.append(variant)
-    return {
+    table = {
         "task": config.task,
         "metric": metric,
         "device": " and ".join(dict.fromkeys(result["device"] for result in everything)),
@@ -84,6 +85,10 @@ def compare(workdir, config, metric, results):
         "data": {name: value for name, value in data.items() if name != "baselines"},
         "variants": variants,
     }
+    weak = not_better_than_baseline(table)
+    for variant in variants:
+        variant["beats_baselines"] = variant["quality"]["mean"] is not None and variant not in weak
+    return table
 
 
 def curves(workdir, config):
@@ -109,18 +114,16 @@ def versions():
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def _variant(label, config, results, baselines):
+def _variant(label, config, results):
     good = [result for result in results if result["error"] is None]
     first = (good or results)[0]
-    quality = _quality(good)
     median = lambda values: float(np.median(values)) if values else None  # noqa: E731
     step = {name: median([result["step_seconds"][name] for result in good]) for name in ("median", "p95")}
     return {
         "name": label,
         "attention": config.model.attention.to_dict(),
         "parameters": first["parameters"],
-        "quality": quality,
-        "beats_bigram": quality["mean"] is not None and quality["mean"] < baselines["bigram"],
+        "quality": _quality(good),
         "error": next((result["error"] for result in results if result["error"]), None),
         "train_tokens_per_second": median(
             [result["train_tokens"] / result["step_seconds"]["median"] for result in good]
@@ -160,7 +163,7 @@ def _difference(results, others):
         stderr, over = float(gaps.std(ddof=1) / len(gaps) ** 0.5), "seeds"
     else:
         one, other = pairs[0]
-        stderr, over = summarise(np.subtract(one["bits"], other["bits"]), one["sizes"])[1], "files"
+        stderr, over = ratio(np.subtract(one["amounts"], other["amounts"]), one["sizes"])[1], "files"
     return {"mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
 
 

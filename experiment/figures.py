@@ -140,8 +140,7 @@ def masks(pictures):
     figure.clear()
     for place, (i, picture) in enumerate(drawn, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        color = PALETTE[i % len(PALETTE)] if picture.is_mask else MUTED
-        axes.imshow(picture.allowed, cmap=_two_colors(color), vmin=0, vmax=1)
+        axes.imshow(picture.allowed, cmap=_two_colors(PALETTE[i % len(PALETTE)]), vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], title=shorten(picture.label, 22))
         axes.set_xlabel(picture.note, fontsize=7, color=MUTED)
         axes.grid(False)
@@ -196,7 +195,7 @@ def _curve_field(comparison, curves):
     """(field, split) that the rows hold: the comparison's metric where it was logged, else the loss."""
     rows = [row for seeds in curves.values() for run in seeds.values() for row in run]
     split = "validation" if any(row.get("split") == "validation" for row in rows) else "train"
-    name = comparison["metric"]["name"].replace(" ", "_").removeprefix("validation_")
+    name = metric_name(comparison).replace(" ", "_")
     return (name if any(_holds(row, name, split, "step") for row in rows) else "loss"), split
 
 

@@ -28,9 +28,18 @@ def quality(variant):
     return number(variant, "quality", "mean")
 
 
+def metric_words(metric) -> str:
+    """A metric in words, without the "validation" that holds for all.
+
+    >>> metric_words({"name": "validation bits per byte", "higher_is_better": False})
+    'bits per byte'
+    """
+    return metric["name"].removeprefix("validation ")
+
+
 def metric_name(comparison) -> str:
-    """The metric in words, without the "validation" that holds for all: "bits_per_byte" -> "bits per byte"."""
-    return comparison["metric"]["name"].replace("_", " ").removeprefix("validation ")
+    """A comparison's metric in words."""
+    return metric_words(comparison["metric"])
 
 
 def sign(comparison) -> int:

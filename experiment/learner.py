@@ -23,7 +23,7 @@ class Learner(NamedTuple):
       optimizer: optax transformation.
       schedule: step -> learning rate.
       state: {"step", "params", "optimizer", "rng"}, what a checkpoint holds. The data position is the step: a batch is
-        a function of (seed, step). `rng` is the raw key that dropout draws from, folded with the step.
+        a function of (seed, step). `rng` is the raw key that all draws of a training step come from, folded with it.
     """
 
     model: Callable[[Any], nnx.Module]
@@ -37,7 +37,7 @@ def make_learner(config, seed):
 
     Args:
       config: the full config of one variant.
-      seed: decides the initial parameters and dropout.
+      seed: decides the initial parameters and what training draws.
     """
     structure, build = [], pkgutil.resolve_name(MODELS[config.model.name])
 
@@ -60,38 +60,38 @@ def make_learner(config, seed):
     return Learner(lambda params: nnx.merge(*structure, params, rest), optimizer, schedule, state)
 
 
-def make_step(learner, config, losses):
-    """The training step: one jitted function, (state, tokens) -> (state, metrics), that writes over its state.
+def make_step(learner, score):
+    """The training step: one jitted function, (state, examples) -> (state, metrics), that writes over its state.
 
-    Gradients of `accumulate` parts of the batch are averaged before the one update, so that a batch larger than memory
-    trains as if it fitted: parts have equal size, so the mean of their means is the mean.
+    Losses, weights and gradients of the parts of a batch are summed before the one division and update, so that a batch
+    larger than memory trains as if it fitted, also where parts weigh differently.
 
     Args:
       learner: from `make_learner`.
-      config: the full config of the variant.
-      losses: (logits, targets) -> loss of each token.
+      score: the task's `score`, (model, examples, rng) -> (loss, metric, weight) of each row.
 
     Returns:
-      The function; `tokens` is [accumulate, batch / accumulate, T + 1], metrics are scalars.
+      The function; examples are arrays [parts, rows, ...], metrics are scalars.
     """
-    dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
 
-    def loss(params, tokens, rng):
-        logits = learner.model(params)(tokens[:, :-1], dropout_rng=rng if dropout else None)
-        return losses(logits, tokens[:, 1:]).mean()
+    def total_loss(params, examples, rng):
+        sums = [jnp.sum(each) for each in score(learner.model(params), examples, rng)]
+        return sums[0], sums
 
-    def step(state, tokens):
+    def step(state, examples):
+        count = len(jax.tree.leaves(examples)[0])
         rng = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
-        parts = tokens.astype(jnp.int32), jax.random.split(rng, len(tokens))
-        gradient = jax.value_and_grad(loss)
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state["params"]))
+        gradient = jax.grad(total_loss, has_aux=True)
+        zeros = jax.tree.map(jnp.zeros_like, (state["params"], [jnp.float32(0)] * 3))
         add = lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(state["params"], *part)), None)  # noqa: E731
-        sums, _ = jax.lax.scan(add, zeros, parts, unroll=len(tokens) == 1)
-        value, grads = jax.tree.map(lambda x: x / len(tokens), sums)
+        sums, _ = jax.lax.scan(add, zeros, (examples, jax.random.split(rng, count)), unroll=count == 1)
+        grads, (loss, metric, weight) = sums
+        grads = jax.tree.map(lambda x: x / weight, grads)
         updates, optimizer = learner.optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {
-            "loss": value,
+            "loss": loss / weight,
+            "metric": metric / weight,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learner.schedule(state["step"]),
         }

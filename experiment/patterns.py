@@ -17,37 +17,35 @@ class Pattern:
 
     Attributes:
       label: the variant's label.
-      allowed: bool [T, T], True = may attend, T about 64; None where nothing can be drawn.
-      note: one line to stand under the picture.
-      is_mask: False where `allowed` is only the causal triangle of a variant that computes no mask.
+      allowed: bool [T, T], True = may attend, T about 64; None where there is nothing to draw.
+      note: one line to stand under the picture, or in its place.
     """
 
     label: str
     allowed: np.ndarray | None
     note: str
-    is_mask: bool = True
 
 
-def pattern(label: str, settings: dict, length: int) -> Pattern:
+def pattern(label: str, settings: dict, length: int, causal: bool = True) -> Pattern:
     """The picture of one variant's mask, scaled from training length to about 64 tokens.
 
     Args:
       label: the variant's label.
       settings: `{"name": ..., **settings}`, the variant's entry `attention` in the comparison.
       length: the training length that the settings belong to.
+      causal: whether the model was a decoder.
 
     Returns:
-      The Pattern. A variant that cannot be drawn gets a note that says why, never an exception: a picture must not
-      cost a finished comparison its report.
+      The Pattern. A variant without fixed pairs gets a note that says what a query sees instead, and one that cannot be
+      drawn why, never an exception: a picture must not cost a finished comparison its report.
     """
     try:
-        mask = _mask(settings, length)
+        mask = _mask(settings, length, causal)
         if mask is None:
-            note = "no mask: a running sum" if settings["name"] == "linear" else "no fixed mask"
-            return Pattern(label, np.tri(SIDE, dtype=bool), note, is_mask=False)
-        drawn = _mask(_shrunk(settings, length), min(SIDE, length))
+            return Pattern(label, None, f"no mask to draw: {_sees(settings)}")
+        drawn = _mask(_shrunk(settings, length), min(SIDE, length), causal)
         allowed = np.asarray(drawn.dense(min(SIDE, length), min(SIDE, length)))
-        note = _share(mask, length) + (", head 0 of " + str(allowed.shape[0]) if allowed.ndim == 3 else "")
+        note = _share(mask, length, causal) + (", head 0 of " + str(allowed.shape[0]) if allowed.ndim == 3 else "")
         return Pattern(label, allowed[0] if allowed.ndim == 3 else allowed, note)
     except (ImportError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -55,9 +53,7 @@ def pattern(label: str, settings: dict, length: int) -> Pattern:
 
 
 def to_svg(picture: Pattern, color: str) -> str:
-    """The picture as an SVG element of one path; `color` is any CSS colour."""
-    if picture.allowed is None:
-        return ""
+    """The picture, which has something to draw, as an SVG element of one path; `color` is any CSS colour."""
     rows, columns = picture.allowed.shape
     path = "".join(
         f"M{start} {row}h{stop - start}v1h{start - stop}z"
@@ -70,11 +66,17 @@ def to_svg(picture: Pattern, color: str) -> str:
     )
 
 
-def _mask(settings: dict, length: int):
+def _mask(settings: dict, length: int, causal: bool):
     from models.variants import VARIANTS
 
     options = {name: value for name, value in settings.items() if name != "name"}
-    return VARIANTS[settings["name"]].mask(options, length)
+    return VARIANTS[settings["name"]].mask(options, length, causal=causal)
+
+
+def _sees(settings: dict) -> str:
+    from models.variants import VARIANTS
+
+    return VARIANTS[settings["name"]].can.sees
 
 
 def _shrunk(settings: dict, length: int) -> dict:
@@ -83,15 +85,14 @@ def _shrunk(settings: dict, length: int) -> dict:
     return settings | {name: max(1, round(value * ratio)) for name, value in counted.items()}
 
 
-def _share(mask, length: int) -> str:
+def _share(mask, length: int, causal: bool) -> str:
     """How many of the pairs the real mask keeps, counted at the training length."""
     if length > _LONGEST_COUNTED:
         return f"scaled from T = {length}"
     allowed = np.asarray(mask.dense(length, length))
-    causal = np.tri(length, dtype=bool)
-    looks_ahead = (allowed & ~causal).any()
-    pairs = length**2 if looks_ahead else causal.sum()
-    return f"{allowed.mean() * length**2 / pairs:.1%} of {'all' if looks_ahead else 'the causal'} pairs at T = {length}"
+    pairs = length * (length + 1) // 2 if causal else length**2
+    share = allowed.mean() * length**2 / pairs
+    return f"{share:.1%} of {'the causal' if causal else 'all'} pairs at T = {length}"
 
 
 def _runs(line: np.ndarray) -> list[tuple[int, int]]:

@@ -42,9 +42,10 @@ class Metrics:
     Args:
       folder: where the files lie, made if missing.
       step: the last step that a checkpoint remembers; 0 for a fresh start.
+      metric: name of the column that holds the metric, such as "bits_per_byte".
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, step, metric):
         from tensorboardX import SummaryWriter  # takes seconds to import
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ class Metrics:
         part = folder / "metrics.jsonl.part"
         part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(part, path)
+        self.metric = metric
         self.file = open(path, "a")
         self.events = SummaryWriter(str(folder), purge_step=step + 1)
 
@@ -61,20 +63,20 @@ class Metrics:
 
         Args:
           step: number of the step, from 1.
-          numbers: {"loss" in nats, "learning_rate", "grad_norm"}.
+          numbers: {"loss" in nats, "metric", "learning_rate", "grad_norm"}.
           seconds: what the step took; rows hold the sum so far, as of
           tokens: trained on in the step.
         """
         last = self.rows[-1] if self.rows else {"seconds": 0.0, "tokens": 0}
         numbers = {name: float(value) for name, value in numbers.items()}
         spent = {"seconds": last["seconds"] + seconds, "tokens": last["tokens"] + tokens}
-        bits = numbers["loss"] / math.log(2)
-        self._write({"step": step, "split": "train", "bits_per_byte": bits} | numbers | spent)
+        metric = numbers.pop("metric")
+        self._write({"step": step, "split": "train", self.metric: metric} | numbers | spent)
 
-    def validation(self, bits_per_byte):
+    def validation(self, metric, loss):
         """Appends a row of validation after the last training step, at no cost in seconds or tokens."""
-        row = {"split": "validation", "bits_per_byte": bits_per_byte, "loss": bits_per_byte * math.log(2)}
-        self._write(self.rows[-1] | row | {"grad_norm": None})
+        row = {"split": "validation", self.metric: float(metric), "loss": float(loss), "grad_norm": None}
+        self._write(self.rows[-1] | row)
 
     def step_seconds(self):
         """Seconds of each training step but the first two, which warm up (all, if there are not more)."""
@@ -88,7 +90,7 @@ class Metrics:
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        for name in ("loss", "bits_per_byte", "learning_rate", "grad_norm"):
+        for name in ("loss", self.metric, "learning_rate", "grad_norm"):
             if row[name] is not None:
                 self.events.add_scalar(f"{row['split']}/{name}", row[name], row["step"])
 

@@ -92,7 +92,8 @@ def _pictures(comparison, settings):
     length = number(settings, "data", "length")
     if length is None:
         return []
-    return [patterns.pattern(v["name"], v.get("attention") or {}, length) for v in comparison["variants"]]
+    causal = (settings.get("model") or {}).get("name") != "encoder"
+    return [patterns.pattern(v["name"], v.get("attention") or {}, length, causal) for v in comparison["variants"]]
 
 
 def _title(comparison, settings):
@@ -214,18 +215,22 @@ def _cost_section(comparison, svgs):
 def _mask_section(pictures):
     if not pictures:
         return ""
-    shown = []
+    shown, told = [], []
     for i, picture in enumerate(pictures):
-        color = f"var(--s{i % len(look.PALETTE)})" if picture.is_mask else "var(--muted)"
-        alt = f"Mask of {picture.label}: {picture.note}"
-        svg = f'<div role="img" aria-label="{escape(alt)}">{patterns.to_svg(picture, color)}</div>'
-        caption = f"<b>{escape(picture.label)}</b>{escape(picture.note)}"
-        shown.append(f"<figure>{svg if picture.allowed is not None else ''}<figcaption>{caption}</figcaption></figure>")
+        label, note = escape(picture.label), escape(picture.note)
+        if picture.allowed is None:
+            told.append(f"<dt>{label}</dt><dd>{note}</dd>")
+            continue
+        svg = patterns.to_svg(picture, f"var(--s{i % len(look.PALETTE)})")
+        image = f'<div role="img" aria-label="Mask of {label}: {note}">{svg}</div>'
+        shown.append(f"<figure>{image}<figcaption><b>{label}</b>{note}</figcaption></figure>")
     hint = (
         "A row is a query, a column a key, a coloured cell a pair that may attend. Each pattern is scaled down to "
         f"{patterns.SIDE} tokens, proportions kept."
     )
-    return _section("masks", "Who may attend to whom", hint, f'<div class="masks">{"".join(shown)}</div>')
+    drawn = f'<div class="masks">{"".join(shown)}</div>' if shown else ""
+    words = f'<dl class="facts">{"".join(told)}</dl>' if told else ""
+    return _section("masks", "Who may attend to whom", hint if shown else "", drawn + words)
 
 
 def _method_section(comparison, settings):

@@ -43,7 +43,7 @@ def scaling(model, settings):
 
 def _cost(model, batch_size, length):
     """(forward ms, training ms, temporary bytes of training) at one length."""
-    graphdef, params = nnx.split(Attention(model, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(Attention(model, length=length, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(1), (batch_size, length, model.width), jnp.dtype(model.dtype))
 
     def forward(params, x):

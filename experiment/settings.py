@@ -172,8 +172,28 @@ def check(config):
     for label, variant in variants(config).items():
         with _naming(f"variant {label}"):
             _check_rules(variant)
+            _check_task(variant)
             check_model(variant.model, config.data.length)
             _check_vocabulary(variant)
+
+
+def fill(config, fields):
+    """Writes into `config.model` what the data decide; 0 in the config leaves it to them.
+
+    Args:
+      config: the config, changed in place.
+      fields: the task's `fields`, such as {"num_classes": 10}.
+
+    Raises:
+      SettingsError: the config, or one of its variants, says something else.
+    """
+    for name, value in fields.items():
+        for label, variant in variants(config).items():
+            if variant.model[name] not in (0, value):
+                raise SettingsError(
+                    f"variant {label}: model.{name}={variant.model[name]}: the data want {value}; write {value}, or 0"
+                )
+        config.model[name] = value
 
 
 @contextlib.contextmanager
@@ -296,6 +316,14 @@ def _check_rules(config):
     if train.batch_size % train.accumulate:
         raise SettingsError(
             f"config.train.batch_size={train.batch_size}: want a multiple of train.accumulate={train.accumulate}"
+        )
+
+
+def _check_task(config):
+    able = TASKS[config.task].MODELS
+    if config.model.get("name") not in able:
+        raise SettingsError(
+            f"model.name: got {config.model.get('name')!r}; the task {config.task!r} trains {' or '.join(able)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import sysconfig
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-VOCABULARY = 256  # the bytes
 METRIC = {"name": "validation bits per byte", "higher_is_better": False}
+MODELS = ("transformer",)
+VOCABULARY = 256  # the bytes
 MAX_PIECES = 64  # the error bar is the spread over validation pieces, so no file may weigh more than 1/64 of the bytes
 SEGMENTS = 16  # pieces that the validation part of one contiguous text is cut into
 ALPHA = 0.1  # count added to every cell of the n-gram tables; bytes never seen in a context keep a probability
@@ -76,7 +78,7 @@ def load(config) -> Corpus:
     return Corpus(stream, pieces, digest.hexdigest())
 
 
-def describe(corpus):
+def describe(corpus, length):
     """What `data.json` keeps of a corpus: its fingerprint, its size, and the baselines on its validation part."""
     return {
         "sha256": corpus.sha256,
@@ -87,6 +89,11 @@ def describe(corpus):
     }
 
 
+def fields(corpus):
+    """The data decide nothing about the model."""
+    return {}
+
+
 def batch(corpus, seed, step, batch_size, length):
     """Windows at random places of the training stream, a pure function of (seed, step).
 
@@ -94,97 +101,100 @@ def batch(corpus, seed, step, batch_size, length):
     without replaying anything, and every variant sees the same data in the same order.
 
     Returns:
-      uint8 [batch_size, length + 1]: the first T bytes are the input, the last T what to predict.
+      "tokens" uint8 [batch_size, length + 1]: the first T bytes are the input, the last T what to predict; "sizes"
+      int32 [batch_size], how many of these count: all.
 
     >>> corpus = Corpus(np.arange(100, dtype=np.uint8), {}, "")
-    >>> batch(corpus, seed=0, step=7, batch_size=3, length=5).shape
+    >>> batch(corpus, seed=0, step=7, batch_size=3, length=5)["tokens"].shape
     (3, 6)
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, step]))
     starts = rng.integers(0, corpus.train.size - length, size=batch_size)
-    return corpus.train[starts[:, None] + np.arange(length + 1)]
+    tokens = corpus.train[starts[:, None] + np.arange(length + 1)]
+    return {"tokens": tokens, "sizes": np.full(batch_size, length, np.int32)}
 
 
-def losses(logits, targets):
-    """Cross-entropy of each byte in nats, float32: logits [..., T, V], targets [..., T] -> [..., T]."""
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+def validation(corpus, length):
+    """Windows in which every byte after a piece's first is predicted exactly once.
 
-
-def windows(pieces, length):
-    """Cuts validation pieces into windows in which every byte after a piece's first is predicted exactly once.
-
-    Args:
-      pieces: name -> uint8 [bytes].
-      length: T; a byte is predicted from the at most T bytes before it in its window.
+    A byte is predicted from the at most T bytes before it in its window.
 
     Returns:
-      tokens uint8 [windows, T + 1], weights bool [windows, T] (False = padding), owners int [windows] (piece index).
+      ({"tokens" uint8 [windows, T + 1], padded with 0, "sizes" int32 [windows], the bytes to predict}, owners
+      [windows], the index of the piece).
 
-    >>> tokens, weights, owners = windows({"a": np.arange(6, dtype=np.uint8)}, 3)
-    >>> tokens.tolist(), weights.sum(1).tolist()
-    ([[0, 1, 2, 3], [3, 4, 5, 0]], [3, 2])
+    >>> examples, owners = validation(Corpus(None, {"a": np.arange(6, dtype=np.uint8)}, ""), 3)
+    >>> examples["tokens"].tolist(), examples["sizes"].tolist(), owners.tolist()
+    ([[0, 1, 2, 3], [3, 4, 5, 0]], [3, 2], [0, 0])
     """
     tokens, sizes, owners = [], [], []
-    for owner, piece in enumerate(pieces.values()):
+    for owner, piece in enumerate(corpus.validation.values()):
         for start in range(0, piece.size - 1, length):
             window = piece[start : start + length + 1]
             tokens.append(np.pad(window, (0, length + 1 - window.size)))
             sizes.append(window.size - 1)
             owners.append(owner)
-    weights = np.arange(length) < np.asarray(sizes)[:, None]
-    return np.stack(tokens), weights, np.asarray(owners)
+    return {"tokens": np.stack(tokens), "sizes": np.asarray(sizes, np.int32)}, np.asarray(owners)
 
 
-def summarise(bits, sizes):
-    """Bits per byte over pieces and its standard error as a ratio of two sums.
+def score(model, examples, rng=None):
+    """Nats, bits and bytes of each window, from a decoder `model(tokens, rng=rng)`."""
+    tokens = examples["tokens"].astype(jnp.int32)
+    nats = cross_entropy(model(tokens[:, :-1], rng=rng), tokens[:, 1:])
+    counted = jnp.arange(nats.shape[1]) < examples["sizes"][:, None]
+    nats = jnp.where(counted, nats, 0).sum(1)
+    return nats, nats / math.log(2), examples["sizes"].astype(jnp.float32)
 
-        r = sum b_i / sum n_i,    se^2 = m / (m - 1) * sum (b_i - r n_i)^2 / (sum n_i)^2
 
-    Cochran 1977, "Sampling Techniques", section 6.4 (the ratio estimate), without the finite-population correction.
-
-    Args:
-      bits: [pieces], bits that coding each piece took.
-      sizes: [pieces], bytes predicted in each.
-
-    Returns:
-      (mean, standard error); the error is None for a single piece, which has no spread.
-    """
-    bits, sizes = np.asarray(bits, np.float64), np.asarray(sizes, np.float64)
-    ratio = bits.sum() / sizes.sum()
-    if bits.size == 1:
-        return float(ratio), None
-    spread = np.square(bits - ratio * sizes).sum() * bits.size / (bits.size - 1)
-    return float(ratio), float(np.sqrt(spread) / sizes.sum())
+def cross_entropy(logits, targets):
+    """-log softmax(logits)[target] in nats: logits [..., V] float32, targets [...] int -> [...] float32."""
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def baselines(corpus):
     """Bits per byte of three models that know almost nothing, on exactly the bytes the variants are judged on.
 
-    Counts come from the training stream; `p(b | a) = (n_ab + alpha) / (n_a + 256 alpha)` with alpha = ALPHA.
-
     Returns:
       {"uniform": 8.0, "unigram": ..., "bigram": ...}.
     """
-    unigrams = np.bincount(corpus.train, minlength=256) + ALPHA
-    pairs = corpus.train[:-1].astype(np.int32) * 256 + corpus.train[1:]
-    bigrams = np.bincount(pairs, minlength=256 * 256).reshape(256, 256) + ALPHA
-    unigram_bits = -np.log2(unigrams / unigrams.sum())
-    bigram_bits = -np.log2(bigrams / bigrams.sum(1, keepdims=True))
+    unigram, bigram = ngram_bits(corpus.train)
     pieces = list(corpus.validation.values())
     total = sum(piece.size - 1 for piece in pieces)
     return {
         "uniform": 8.0,
-        "unigram": float(sum(unigram_bits[piece[1:]].sum() for piece in pieces) / total),
-        "bigram": float(sum(bigram_bits[piece[:-1], piece[1:]].sum() for piece in pieces) / total),
+        "unigram": float(sum(unigram[piece[1:]].sum() for piece in pieces) / total),
+        "bigram": float(sum(bigram[piece[:-1], piece[1:]].sum() for piece in pieces) / total),
     }
+
+
+def ngram_bits(stream):
+    """Bits of each byte, [256], and of each byte b after each byte a, [256, 256], by counts in `stream`.
+
+    `p(b | a) = (n_ab + alpha) / (n_a + 256 alpha)` with alpha = ALPHA.
+    """
+    unigrams = np.bincount(stream, minlength=256) + ALPHA
+    pairs = stream[:-1].astype(np.int32) * 256 + stream[1:]
+    bigrams = np.bincount(pairs, minlength=256 * 256).reshape(256, 256) + ALPHA
+    return -np.log2(unigrams / unigrams.sum()), -np.log2(bigrams / bigrams.sum(1, keepdims=True))
+
+
+def standard_library():
+    """Folder of the running Python's own library, and its source files but for tests."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    return root, [path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts)]
+
+
+def visible_files(root):
+    """Every file under a folder that holds anything and is not hidden, nor in a hidden folder."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size]
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
 
 
 def _python_stdlib(config):
     """The running interpreter's own library: on every machine, no download, split by file."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    files = [path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts)]
+    root, files = standard_library()
     if not files:
         raise ValueError(
             f"config.data: no *.py under {root}; train on other text with --config.data.path=FILE_OR_FOLDER"
@@ -203,8 +213,7 @@ def _own_text(config):
         return _split_stretch(root.read_bytes())
     if not root.is_dir():
         raise ValueError(f"config.data.path={config.path!r}: neither a regular file nor a folder")
-    files = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    files = visible_files(root)
     if not files:
         raise ValueError(f"config.data.path={config.path!r}: the folder holds no visible file with any text in it")
     return _split_files(root, files)

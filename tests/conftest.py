@@ -23,6 +23,13 @@ def rng():
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Each holds a few mappings of memory, of which a process may have 65,530: thousands of programs would crash it."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_collection_modifyitems(items):
     if jax.default_backend() != "gpu":
         for item in items:

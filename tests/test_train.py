@@ -73,7 +73,7 @@ def numbers(workdir, label="full", seed=0):
     """Everything of a run that must repeat bit for bit."""
     rows = read_rows(workdir / label / f"seed{seed}" / "metrics.jsonl")
     result = read_json(workdir / label / f"seed{seed}" / "result.json")
-    return [{**row, "seconds": None} for row in rows], result["quality"], result["bits"], result["stderr"]
+    return [{**row, "seconds": None} for row in rows], result["quality"], result["amounts"], result["stderr"]
 
 
 class TestFinished:
@@ -105,7 +105,7 @@ class TestFinished:
         result = read_json(finished / "full" / "seed0" / "result.json")
         data = read_json(finished / "data.json")
         assert sum(result["sizes"]) == data["validation_bytes"] - data["validation_pieces"]
-        assert result["quality"] == pytest.approx(sum(result["bits"]) / sum(result["sizes"]))
+        assert result["quality"] == pytest.approx(sum(result["amounts"]) / sum(result["sizes"]))
 
     def test_rows_are_complete(self, finished):
         rows = read_rows(finished / "full" / "seed0" / "metrics.jsonl")
@@ -152,7 +152,7 @@ class TestEval:
         assert found["baselines"] == stored["baselines"]
 
     def test_keeps_the_order_of_the_config(self, tmp_path):
-        labels = ["full", "window", "longformer", "sparse_transformer", "bigbird", "linear"]
+        labels = list(get_config().variants)
         write_json(tmp_path / "config.json", get_config().to_dict())
         for label in reversed(labels):
             (tmp_path / label / "seed0").mkdir(parents=True)
@@ -219,6 +219,60 @@ class TestStopping:
 
 
 @pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    """A finished classification of a folder of the user's own, by an encoder that reads no further than T = 13."""
+    root = tmp_path_factory.mktemp("classes")
+    for name in ("ham", "spam", "eggs"):
+        (root / "text" / name).mkdir(parents=True)
+        for i in range(6):
+            (root / "text" / name / f"{i}.txt").write_bytes(f"{name} number {i}. ".encode() * (i + 1))
+    line = ["train.py", "--config=configs/compare_classification.py", *TINY, f"--workdir={root / 'run'}"]
+    line += [f"--config.data.path={root / 'text'}", "--config.only=full", "--config.model.position=learned"]
+    return line, root / "run", train.main(line)
+
+
+class TestOtherTasks:
+    def test_classification_gives_accuracy_and_the_data_decide_the_classes(self, classified):
+        _, workdir, code = classified
+        table, data = read_json(workdir / "comparison.json"), read_json(workdir / "data.json")
+        assert code == 0 and table["metric"] == {"name": "validation accuracy", "higher_is_better": True}
+        assert read_json(workdir / "config.json")["model"]["num_classes"] == 3
+        assert data["classes"] == ["eggs", "ham", "spam"] and set(table["baselines"]) == {"majority", "naive Bayes"}
+        result = read_json(workdir / "full" / "seed0" / "result.json")
+        assert result["quality"] == sum(result["amounts"]) / sum(result["sizes"])
+        assert (
+            sum(result["sizes"]) == data["validation_examples"] and len(result["sizes"]) == data["validation_documents"]
+        )
+        rows = read_rows(workdir / "full" / "seed0" / "metrics.jsonl")
+        assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in rows)
+
+    def test_again_does_nothing_but_print(self, classified, capsys, monkeypatch):
+        monkeypatch.setattr("experiment.learner.make_learner", pytest.fail)
+        assert train.main(classified[0]) == 0
+        assert "accuracy" in capsys.readouterr().out
+
+    def test_eval_repeats_and_refuses_a_length_beyond_the_model_in_one_line(self, classified, capsys):
+        _, workdir, _ = classified
+        assert evaluation.main(["eval.py", f"--workdir={workdir}"]) == 0
+        found, stored = (read_json(workdir / name) for name in ("evaluation_T13.json", "comparison.json"))
+        assert found["variants"][0]["quality"] == stored["variants"][0]["quality"]
+        capsys.readouterr()
+        assert evaluation.main(["eval.py", f"--workdir={workdir}", "--length=14"]) == 2
+        warning, error = capsys.readouterr().err.splitlines()
+        assert warning.startswith("warning: full: tokens: T = 14 is beyond the 13 learned positions")
+        assert error.endswith("--length=14: no variant can be judged at it")
+
+    def test_masked_text(self, command, tmp_path, no_report):
+        flags = ["--config.task=masked_text", "--config.data.name=python_stdlib", "--config.model.vocab_size=257"]
+        line = command(tmp_path / "run", "--config=configs/compare_classification.py", *flags, only="linear")
+        assert train.main(line) == 0
+        (variant,) = read_json(tmp_path / "run" / "comparison.json")["variants"]
+        assert 0 < variant["quality"]["mean"] < 9
+        last = read_rows(tmp_path / "run" / "linear" / "seed0" / "metrics.jsonl")[-1]
+        assert last["split"] == "validation" and last["bits_per_masked_byte"] > 0
+
+
+@pytest.fixture(scope="module")
 def diverged(command, tmp_path_factory):
     """A comparison of two variants of which one cannot go well: its folder, command line and exit code."""
     workdir = tmp_path_factory.mktemp("runs") / "diverged"
@@ -241,7 +295,7 @@ class TestDivergence:
         workdir, _, code = diverged
         wild, calm = read_json(workdir / "comparison.json")["variants"]
         assert code == 0
-        assert wild["quality"]["mean"] is None and wild["beats_bigram"] is False
+        assert wild["quality"]["mean"] is None and wild["beats_baselines"] is False
         assert calm["error"] is None and calm["quality"]["mean"] > 0
 
     def test_names_step_learning_rate_and_last_good_checkpoint(self, diverged):
@@ -289,7 +343,7 @@ def test_more_seeds_keep_the_finished_one(finished, command, tmp_path, no_report
         ("--config.data.path=nowhere", "no such file or folder"),
         ("--config.data.path=", "T"),
         ("--config.model.width=7", "variant full: model.width: 7 is not a multiple of num_heads = 3"),
-        ("--config.model.position=alibi", "variant linear: model.position: 'linear' has no scores for 'alibi'"),
+        ("--config.model.position=alibi", "has no scores for 'alibi' to add to; write rope"),
         (
             "--config.variants.full.model.attention.name=ful",
             "variant full: model.attention.name: unknown variant 'ful'",

@@ -332,8 +332,19 @@ X = np.zeros((2, 13, N, 3), np.float32)
         (
             {"block_size": 3, "random_blocks": np.full((N, 3, 1), 5)},
             ValueError,
-            r"random_blocks: wanted blocks below 5, got 5",
+            r"random_blocks: wanted -1 \(none\) or blocks below 5, got 5 to 5",
         ),
+        (
+            {"block_size": 3, "random_blocks": np.full((N, 3, 1), -2)},
+            ValueError,
+            r"random_blocks: wanted -1 \(none\) or blocks below 5, got -2 to -2",
+        ),
+        (
+            {"block_size": 3, "rng": jax.random.key(0), "random_blocks": np.full((N, 3, 1), -1)},
+            ValueError,
+            r"rng, random_blocks: wanted at most one of the two, got both",
+        ),
+        ({"rng": jax.random.PRNGKey(0)}, ValueError, r"rng: wanted a typed key from jax.random.key, got uint32"),
         (
             {"block_size": 3, "random_blocks": np.ones((4, N, 3, 1), int)},
             ValueError,

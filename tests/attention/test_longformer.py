@@ -245,6 +245,11 @@ WRONG = np.zeros((2, 13, N, 4), np.float32)
             r"bias: global tokens takes Bias objects|bias: .*got an array",
         ),
         ({"window": 2, "dropout_rate": 0.1}, ValueError, r"rng: wanted a jax.random.key"),
+        (
+            {"window": 2, "global_positions": np.array([3, -2])},
+            ValueError,
+            r"global_positions: wanted -1 \(unused\) or positions from 0, got -2",
+        ),
     ],
 )
 def test_refusals(given, error, message):

@@ -407,7 +407,7 @@ def test_every_row_is_gaussian(orthogonal):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"rng": None}, "rng: wanted a jax.random.key, got None"),
+        ({"rng": None}, "rng: wanted a typed key from jax.random.key, got NoneType"),
         ({"rng": np.zeros(2, np.uint32)}, "rng: wanted a typed key"),
         ({"num_features": 0}, "num_features: wanted an int >= 1, got 0"),
         ({"head_dim": 2.0}, "head_dim: wanted an int >= 1, got 2.0"),

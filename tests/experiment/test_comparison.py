@@ -11,8 +11,8 @@ METRIC = {"name": "validation bits per byte", "higher_is_better": False}
 BASELINES = {"uniform": 8.0, "unigram": 4.5, "bigram": 3.0}
 
 
-def result(label, seed, bits, **changes):
-    sizes = np.full(len(bits), 10.0)
+def result(label, seed, amounts, **changes):
+    sizes = np.full(len(amounts), 10.0)
     return {
         "label": label,
         "seed": seed,
@@ -25,9 +25,9 @@ def result(label, seed, bits, **changes):
         "step_seconds": {"median": 0.5, "p95": 0.75},
         "device": "a cpu",
         "versions": {"jax": "0.10"},
-        "quality": float(np.sum(bits) / sizes.sum()),
+        "quality": float(np.sum(amounts) / sizes.sum()),
         "stderr": 0.25,
-        "bits": list(bits),
+        "amounts": list(amounts),
         "sizes": sizes.tolist(),
         "forward_tokens": 100,
         "forward_seconds": 0.125,
@@ -38,15 +38,15 @@ def result(label, seed, bits, **changes):
 def compare(tmp_path):
     """Returns a function: results -> comparison of them, with as many seeds as they have."""
 
-    def build(*results):
+    def build(*results, metric=METRIC):
         config = get_config()
         config.seeds = 1 + max(one["seed"] for one in results)
-        write_json(tmp_path / "data.json", {"sha256": "a", "baselines": BASELINES})
+        data = {"sha256": "a", "baselines": BASELINES}
         for one in results:
             folder = comparison.folder(tmp_path, one["label"], one["seed"])
             folder.mkdir(parents=True)
             write_json(folder / "result.json", one)
-        table = comparison.compare(tmp_path, config, METRIC, comparison.results(tmp_path, config))
+        table = comparison.compare(tmp_path, config, metric, data, comparison.results(tmp_path, config))
         return {variant["name"]: variant for variant in table["variants"]} | {"table": table}
 
     return build
@@ -88,7 +88,7 @@ def test_difference_is_paired_over_common_seeds(compare):
 
 
 def test_diverged_variant_keeps_its_place_without_quality(compare):
-    error = {"error": "loss became nan at step 3", "quality": None, "stderr": None, "bits": None}
+    error = {"error": "loss became nan at step 3", "quality": None, "stderr": None, "amounts": None}
     found = compare(result("full", 0, [10.0, 20.0]), result("linear", 0, [10.0, 20.0]) | error)
     assert found["linear"]["quality"] == {"mean": None, "stderr": None, "stderr_over": "files", "values": []}
     assert found["linear"]["error"] == "loss became nan at step 3"
@@ -100,9 +100,15 @@ def test_one_diverged_seed_is_told_and_the_others_count(compare):
     assert found["full"]["quality"]["values"] == [2.0] and "inf" in found["full"]["error"]
 
 
-def test_bigram_decides(compare):
+def test_the_strongest_baseline_decides(compare):
     found = compare(result("full", 0, [29.0]), result("window", 0, [31.0]))
-    assert found["full"]["beats_bigram"] is True and found["window"]["beats_bigram"] is False
+    assert found["full"]["beats_baselines"] is True and found["window"]["beats_baselines"] is False
+
+
+def test_the_strongest_baseline_decides_where_more_is_better(compare):
+    accuracy = {"name": "validation accuracy", "higher_is_better": True}
+    found = compare(result("full", 0, [79.0]), result("window", 0, [81.0]), metric=accuracy)
+    assert found["full"]["beats_baselines"] is False and found["window"]["beats_baselines"] is True
 
 
 def test_every_device_that_took_part_is_named(compare):

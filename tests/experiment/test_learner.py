@@ -28,18 +28,22 @@ def tiny(**changes):
     return FrozenConfigDict(config)
 
 
-def tokens_of(config, step):
-    data = np.random.default_rng(step).integers(0, 256, (config.train.batch_size, config.data.length + 1), np.uint8)
-    return data.reshape(config.train.accumulate, -1, config.data.length + 1)
+def examples_of(config, step):
+    """Windows of unequal sizes, so that the parts of a batch weigh differently."""
+    rng, rows, length = np.random.default_rng(step), config.train.batch_size, config.data.length
+    tokens = rng.integers(0, 256, (rows, length + 1), np.uint8)
+    arrays = {"tokens": tokens, "sizes": rng.integers(1, length, rows, np.int32)}
+    return {name: x.reshape(config.train.accumulate, -1, *x.shape[1:]) for name, x in arrays.items()}
 
 
 @functools.cache
 def run(config, seed=0):
     """Losses of the first three steps, and the state after them."""
     one = make_learner(config, seed)
-    step, state, losses = make_step(one, config, text.losses), one.state, []
+    step, state, losses = make_step(one, text.score), one.state, []
     for i in range(3):
-        state, metrics = step(state, tokens_of(config, i))
+        state, metrics = step(state, examples_of(config, i))
+        assert float(metrics["metric"]) == pytest.approx(float(metrics["loss"]) / math.log(2), rel=1e-6)
         losses.append(float(metrics["loss"]))
     return losses, state
 
@@ -50,7 +54,7 @@ def test_first_loss_is_that_of_a_uniform_guess():
     assert int(state["step"]) == 3
 
 
-def test_accumulation_equals_the_large_batch():
+def test_accumulation_equals_the_large_batch_though_parts_weigh_differently():
     whole, state = run(tiny())
     parts, other = run(tiny(train__accumulate=3))
     np.testing.assert_allclose(parts, whole, rtol=3e-6)  # sums in another order: a few float32 roundings

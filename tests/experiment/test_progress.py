@@ -16,7 +16,7 @@ ROW = {"step": 3, "bits_per_byte": 2.5}
 def shown(monkeypatch, *, terminal, row=ROW):
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     output = io.StringIO()
-    with Progress(10, Console(file=output, force_terminal=terminal, width=120)) as bar:
+    with Progress(10, "bits per byte", Console(file=output, force_terminal=terminal, width=120)) as bar:
         bar.phase("[1/2] window")
         bar.skip(2)
         bar.step(row, 10, tokens=100, seconds=0.5)
@@ -28,18 +28,18 @@ def test_log_gets_whole_lines(monkeypatch):
     lines = shown(monkeypatch, terminal=False).splitlines()
     assert lines == [
         "[1/2] window",
-        "[1/2] window  step 3/10  2.500 bits/byte  200 tokens/s  0.1 min of training left",
+        "[1/2] window  step 3/10  bits per byte 2.500  200 tokens/s  0.1 min of training left",
         "warning: [brackets] stay",
     ]
 
 
 def test_terminal_shows_variant_loss_and_speed(monkeypatch):
     out = shown(monkeypatch, terminal=True)
-    assert "[1/2] window" in out and "3/10" in out and "2.500 bits/byte  200 tokens/s" in out
+    assert "[1/2] window" in out and "3/10" in out and "bits per byte 2.500  200 tokens/s" in out
 
 
 def test_broken_loss_is_shown_as_nan(monkeypatch):
-    assert "nan bits/byte" in shown(monkeypatch, terminal=False, row=ROW | {"bits_per_byte": None})
+    assert "bits per byte nan" in shown(monkeypatch, terminal=False, row=ROW | {"bits_per_byte": None})
 
 
 def test_signal_leaves_at_once_outside_of_hold():

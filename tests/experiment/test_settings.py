@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
+from configs import compare_classification
 from configs.compare_text import get_config
 from experiment import settings
 
@@ -86,8 +87,7 @@ class TestParse:
         assert {variant.model.attention_dropout for variant in settings.variants(config).values()} == {0.1}
         with pytest.raises(settings.SettingsError, match="variant linear: model.attention_dropout: 'linear' has no w"):
             settings.check(config)
-        with config.unlocked():
-            del config.variants.linear
+        config.variants = ConfigDict({"full": config.variants.full})
         settings.check(config)
 
     def test_attention_can_be_chosen_once_the_variants_are_dropped(self):
@@ -101,8 +101,9 @@ class TestParse:
 
 
 class TestCheck:
-    def test_shipped_config_passes(self):
-        settings.check(get_config())
+    @pytest.mark.parametrize("shipped", [get_config, compare_classification.get_config])
+    def test_shipped_config_passes(self, shipped):
+        settings.check(shipped())
 
     @pytest.mark.parametrize(
         "field, value, message",
@@ -113,7 +114,10 @@ class TestCheck:
             ("train__optimizer", "sgd", "config.train.optimizer='sgd': want str, one of adamw, muon"),
             ("train__accumulate", 3, "config.train.batch_size=2: want a multiple of train.accumulate=3"),
             ("model__vocab_size", 100, "variant full: config.model.vocab_size=100: the task 'text' needs 256"),
-            ("model__name", "mamba", "variant full: model.name: got 'mamba'; write one of transformer"),
+            ("model__name", "mamba", "variant full: model.name: got 'mamba'; the task 'text' trains transformer"),
+            ("model__name", "encoder", "variant full: model.name: got 'encoder'; the task 'text' trains transformer"),
+            ("task", "masked_text", "model.name: got 'transformer'; the task 'masked_text' trains encoder"),
+            ("task", "classification", "model.name: got 'transformer'; the task 'classification' trains encoder"),
             ("data__length", -512, "config.data.length=-512: want int, at least 1"),
             ("train__learning_rate", float("nan"), "config.train.learning_rate=nan: want float, above 0"),
             ("train__warmup_steps", 10**6, "config.train.warmup_steps=1000000: want fewer than train.steps"),
@@ -149,6 +153,27 @@ class TestCheck:
         assert set(settings._flatten(flat)) == set(settings.RULES)
 
 
+class TestFill:
+    def config(self, **changes):
+        config = compare_classification.get_config()
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+        return config
+
+    def test_the_data_decide_what_the_config_leaves_open(self):
+        config = self.config()
+        settings.fill(config, {"num_classes": 7})
+        assert {variant.model.num_classes for variant in settings.variants(config).values()} == {7}
+        settings.fill(config, {"num_classes": 7})  # a config that says the same
+
+    def test_a_config_that_says_something_else_is_refused(self):
+        with pytest.raises(settings.SettingsError, match="variant full: model.num_classes=3: the data want 7; write 7"):
+            settings.fill(self.config(model__num_classes=3), {"num_classes": 7})
+        config = self.config()
+        config.variants = ConfigDict({"small": {"model": {"num_classes": 2}}})
+        with pytest.raises(settings.SettingsError, match="variant small: model.num_classes=2"):
+            settings.fill(config, {"num_classes": 7})
+
+
 class TestVariants:
     def test_fields_merge_and_attention_is_replaced(self):
         config = get_config()
@@ -159,8 +184,7 @@ class TestVariants:
         assert (new.model.width, new.model.depth) == (64, config.model.depth)
 
     def test_order_is_that_of_the_config(self):
-        labels = ["full", "window", "longformer", "sparse_transformer", "bigbird", "linear"]
-        assert list(settings.variants(get_config())) == labels
+        assert list(settings.variants(get_config())) == list(get_config().variants) != sorted(get_config().variants)
         assert settings.selected(changed(only="linear, full")) == ["full", "linear"]
 
     def test_no_variants_is_a_comparison_of_one(self):

@@ -135,69 +135,49 @@ def test_too_little_text_is_refused(tmp_path, content):
 class TestBatch:
     def test_windows_come_from_the_stream(self):
         corpus = corpus_of(bytes(range(100)))
-        tokens = text.batch(corpus, seed=3, step=5, batch_size=11, length=7)
-        assert tokens.shape == (11, 8) and tokens.dtype == np.uint8
+        examples = text.batch(corpus, seed=3, step=5, batch_size=11, length=7)
+        tokens = examples["tokens"]
+        assert tokens.shape == (11, 8) and tokens.dtype == np.uint8 and (examples["sizes"] == 7).all()
         assert (np.diff(tokens.astype(int), axis=1) == 1).all()
 
     def test_every_place_is_reached(self):
         corpus = corpus_of(bytes(range(11)))
-        starts = {int(row[0]) for step in range(50) for row in text.batch(corpus, 0, step, 5, length=7)}
+        starts = {int(row[0]) for step in range(50) for row in text.batch(corpus, 0, step, 5, length=7)["tokens"]}
         assert starts == {0, 1, 2, 3}
 
     def test_seed_and_step_both_matter(self):
         corpus = corpus_of(bytes(range(256)) * 9)
-        draws = {text.batch(corpus, seed, step, 5, 7).tobytes() for seed in range(3) for step in range(3)}
+        draws = {text.batch(corpus, seed, step, 5, 7)["tokens"].tobytes() for seed in range(3) for step in range(3)}
         assert len(draws) == 9
 
     def test_same_in_another_process(self):
         code = (
             "import numpy as np; from tasks import text;"
             "c = text.Corpus(np.arange(256, dtype=np.uint8), {}, '');"
-            "print(text.batch(c, 17, 4, 3, 5).tolist())"
+            "print(text.batch(c, 17, 4, 3, 5)['tokens'].tolist())"
         )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        assert other.strip() == str(text.batch(corpus_of(bytes(range(256))), 17, 4, 3, 5).tolist())
+        assert other.strip() == str(text.batch(corpus_of(bytes(range(256))), 17, 4, 3, 5)["tokens"].tolist())
+
+
+def windows(pieces):
+    """Tokens [windows, 8], which of the last 7 count, and owners."""
+    examples, owners = text.validation(text.Corpus(None, pieces, ""), 7)
+    return examples["tokens"], np.arange(7) < examples["sizes"][:, None], owners
 
 
 class TestWindows:
     @pytest.mark.parametrize("sizes", [(2,), (8,), (9,), (15, 2, 31), (3, 7, 8)])
     def test_every_byte_but_the_first_is_predicted_once(self, sizes):
         pieces = {str(i): np.arange(i * 40, i * 40 + size, dtype=np.uint8) for i, size in enumerate(sizes)}
-        tokens, weights, owners = text.windows(pieces, 7)
+        tokens, counted, owners = windows(pieces)
         for i, piece in enumerate(pieces.values()):
-            predicted = tokens[owners == i][:, 1:][weights[owners == i]]
+            predicted = tokens[owners == i][:, 1:][counted[owners == i]]
             assert predicted.tolist() == piece[1:].tolist()
 
     def test_context_goes_on_from_the_byte_before(self):
-        tokens, weights, _ = text.windows({"a": np.arange(20, dtype=np.uint8)}, 7)
-        assert (np.diff(tokens.astype(int), axis=1) == 1)[weights].all()
-
-
-class TestSummary:
-    def test_weights_pieces_by_their_bytes(self):
-        mean, stderr = text.summarise([10.0, 60.0], [10, 20])
-        assert mean == 70 / 30
-        residuals = np.array([10 - 70 / 3, 60 - 140 / 3])
-        assert stderr == pytest.approx(math.sqrt(2 * np.square(residuals).sum()) / 30)
-
-    def test_equal_pieces_give_the_plain_standard_error(self):
-        bits = np.array([3.0, 4.0, 8.0, 9.0, 11.0])
-        mean, stderr = text.summarise(bits * 13, np.full(5, 13))
-        assert mean == pytest.approx(bits.mean())
-        assert stderr == pytest.approx(bits.std(ddof=1) / math.sqrt(5))
-
-    def test_error_bar_covers_the_truth_as_often_as_it_says(self):
-        rng = np.random.default_rng(0)
-        hits = 0
-        for _ in range(400):
-            sizes = rng.integers(50, 2000, size=60)
-            bits = sizes * rng.normal(2.0, 0.3, size=60)
-            mean, stderr = text.summarise(bits, sizes)
-            hits += abs(mean - 2.0) < 1.96 * stderr
-        assert 0.90 < hits / 400 < 0.98  # 95% with a standard deviation of 1.1%
-
-    def test_one_piece_has_no_spread(self):
-        assert text.summarise([12.0], [4]) == (3.0, None)
+        tokens, counted, _ = windows({"a": np.arange(20, dtype=np.uint8)})
+        assert (np.diff(tokens.astype(int), axis=1) == 1)[counted].all()
 
 
 class TestBaselines:
@@ -220,7 +200,18 @@ class TestBaselines:
         assert sum(2.0**-b for b in bits) == pytest.approx(1.0)
 
 
-def test_losses_are_nats_of_the_target():
+def test_cross_entropy_is_nats_of_the_target():
     logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]], np.float32))
-    found = text.losses(logits, np.array([[1, 2]]))
+    found = text.cross_entropy(logits, np.array([[1, 2]]))
     np.testing.assert_allclose(found, [[math.log(4), math.log(8)]], rtol=1e-6)
+
+
+def test_score_sums_what_counts_and_asks_for_the_next_byte():
+    table = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    model = lambda tokens, rng: table[tokens]  # noqa: E731  scores of the next byte depend on this one
+    tokens = np.random.default_rng(1).integers(0, 256, (3, 8), np.uint8)
+    loss, bits, weight = text.score(model, {"tokens": tokens, "sizes": np.array([7, 2, 0], np.int32)})
+    nats = np.log(np.exp(table).sum(1))[tokens[:, :-1]] - table[tokens[:, :-1], tokens[:, 1:]]
+    np.testing.assert_allclose(loss, [nats[0].sum(), nats[1, :2].sum(), 0], rtol=1e-5)
+    np.testing.assert_allclose(bits, loss / np.log(2), rtol=1e-6)
+    assert weight.tolist() == [7, 2, 0]

@@ -1,0 +1,64 @@
+"""Kinds of attention as encoders, one budget: which package of Python's own library does this source text belong to?
+
+python train.py --config=configs/compare_classification.py                             # everything below; no download
+python train.py --config=configs/compare_classification.py --config.data.path=FOLDER   # yours: one folder a class
+python train.py --config=configs/compare_classification.py --config.data.name=imdb --config.data.dir=DATA_DIR \
+    --config.data.length=1024 --config.data.validation_bytes=25_600_000 --config.train.steps=20000 --workdir=runs/imdb
+python train.py --config=configs/compare_classification.py --config.only=full,linear --config.seeds=3
+
+The same encoders as masked language models:
+python train.py --config=configs/compare_classification.py --config.task=masked_text --config.data.name=python_stdlib \
+    --config.model.vocab_size=257 --workdir=runs/masked_text
+"""
+
+from ml_collections import ConfigDict
+
+from configs import compare_text
+
+
+def get_config() -> ConfigDict:
+    """The fields of `compare_text`, changed for an encoder; a flag `--config.FIELD=VALUE` changes one."""
+    config = compare_text.get_config()
+    config.task = "classification"
+    config.data.name = "python_packages"  # or path, imdb
+    config.data.length = 256  # T, the bytes of one example
+    config.data.validation_bytes = 131_072  # of held-out examples
+
+    config.model.name = "encoder"
+    config.model.pool = "mean"  # of all tokens; "cls", a vector before them, is out of reach of most tokens of a window
+    config.model.num_classes = 0  # as many as the data have
+    config.model.width = 64
+    config.model.mlp_width = 256
+
+    config.train.steps = 800
+    config.train.batch_size = 4
+    config.train.learning_rate = 0.005
+    config.train.evaluate_every = 80
+    config.train.evaluate_bytes = 32_768
+    config.train.checkpoint_every = 400
+
+    config.scaling.lengths = (512, 2048)
+    config.scaling.seconds = 15.0
+
+    config.variants = ConfigDict(
+        {
+            "full": _attention("full"),
+            "window": _attention("window", window=32),
+            "local": _attention("local", window=32, neighbours=1),
+            "longformer": _attention("longformer", window=32, num_global=8),
+            "sparse_transformer": _attention("sparse_transformer", pattern="strided", stride=16, summary=0),
+            "bigbird": _attention("bigbird", block_size=16, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, seed=0),
+            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "efficient": _attention("efficient"),
+            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": _attention("linformer", rank=64, sharing="headwise"),
+        },
+        sort_keys=False,  # the table keeps this order
+    )
+    return config
+
+
+def _attention(name, **settings):
+    """What a variant changes: its kind of attention, which stands with all of its settings."""
+    return {"model": {"attention": {"name": name, **settings}}}

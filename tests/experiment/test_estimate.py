@@ -1,0 +1,37 @@
+"""The error bar: pieces weigh by their size, and it covers the truth as often as it says."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiment.estimate import ratio
+
+
+def test_weights_pieces_by_their_bytes():
+    mean, stderr = ratio([10.0, 60.0], [10, 20])
+    assert mean == 70 / 30
+    residuals = np.array([10 - 70 / 3, 60 - 140 / 3])
+    assert stderr == pytest.approx(math.sqrt(2 * np.square(residuals).sum()) / 30)
+
+
+def test_equal_pieces_give_the_plain_standard_error():
+    bits = np.array([3.0, 4.0, 8.0, 9.0, 11.0])
+    mean, stderr = ratio(bits * 13, np.full(5, 13))
+    assert mean == pytest.approx(bits.mean())
+    assert stderr == pytest.approx(bits.std(ddof=1) / math.sqrt(5))
+
+
+def test_error_bar_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        sizes = rng.integers(50, 2000, size=60)
+        bits = sizes * rng.normal(2.0, 0.3, size=60)
+        mean, stderr = ratio(bits, sizes)
+        hits += abs(mean - 2.0) < 1.96 * stderr
+    assert 0.90 < hits / 400 < 0.98  # 95% with a standard deviation of 1.1%
+
+
+def test_one_piece_has_no_spread():
+    assert ratio([12.0], [4]) == (3.0, None)
