@@ -27,7 +27,7 @@ from .merge import merge
 from .performer import PerformerState, performer_attention, performer_projection
 from .reformer import lsh_attention, lsh_buckets, lsh_rotations
 from .rotary import apply_rotary, rotary_frequencies
-from .sparse_transformer import sparse_transformer_attention
+from .sparse_transformer import sparse_pattern, sparse_transformer_attention
 
 __all__ = [
     "KeyValueCache",
@@ -59,6 +59,7 @@ __all__ = [
     "retention",
     "rotary_frequencies",
     "softmax_features",
+    "sparse_pattern",
     "sparse_transformer_attention",
     "t5_bucket",
     "taylor_features",

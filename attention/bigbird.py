@@ -17,6 +17,7 @@ from .blockwise import blockwise_attention
 from .checks import (
     check_broadcast,
     check_dropout,
+    check_int,
     check_rng,
     check_segments,
     check_self_attention,
@@ -112,7 +113,7 @@ def bigbird_attention(
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     check_self_attention(query, key, value)
-    check_dropout(dropout_rate, dropout_rng)
+    check_dropout(dropout_rate, dropout_rng, "dropout_rng")
     *lead, T, N, _ = query.shape
     counts = dict(num_random_blocks=num_random_blocks, num_global_blocks=num_global_blocks)
     _check_counts(block_size, **counts, num_global_tokens=num_global_tokens)
@@ -358,9 +359,9 @@ def _distinct(rng, num_heads, row, free, R):
 
 
 def _check_counts(block_size, **counts):
-    for name, x, least in (("block_size", block_size, 1), *((name, x, 0) for name, x in counts.items())):
-        if not isinstance(x, (int, np.integer)) or x < least:
-            raise ValueError(f"{name}: wanted an int >= {least}, got {x!r}")
+    check_int("block_size", block_size, 1)
+    for name, x in counts.items():
+        check_int(name, x, 0)
 
 
 def _check_blocks(blocks, lead, num_heads, n):

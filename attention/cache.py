@@ -9,10 +9,20 @@ Every causal variant has a state from which it goes on, equal to its parallel fo
     linear_attention and its family       `initial_state`, `return_state`              O(H Hv)
     lsh_attention                         none
 
-Sparse Transformer and BigBird are patterns of positions: a full cache and their mask (`sparse_pattern`,
-`bigbird_pattern`). Local attention over blocks of W is a ring of window 2 W - 1 and its `Blocks` mask. LSH attention
-has no state that gives the same numbers: which keys meet is decided by sorting the whole sequence, later tokens
-included, so an earlier row changes as the text grows.
+Every other pattern is a mask of positions over a cache that keeps what it shows:
+
+    Sparse Transformer, BigBird     full         `sparse_pattern(...)`, `bigbird_pattern(...)`
+    local attention, blocks of W    2 W - 1      `Blocks(W, -1, 0)`
+    Longformer with dilation d      W d          `Dilated(W, 0, d)`
+    Longformer, any global tokens   full         `(Window(W, 0) | Global(positions)) & Causal()`
+
+LSH attention has no state that gives the same numbers: which keys meet is decided by sorting the whole sequence, later
+tokens included, so an earlier row changes as the text grows.
+
+Limits. A ring keeps the first G tokens as global ones, and no others. Longformer's global_* projections matter in rows
+of global tokens alone: take a prompt that holds them all through `longformer_attention`, and give its ordinary keys and
+values to `KeyValueCache.append`. `bigbird_pattern` has no global tokens of the ETC form, and cannot count a block
+twice, as `bigbird_attention` does with one that is listed twice.
 """
 
 from __future__ import annotations
@@ -26,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import check_mask, check_self_attention, check_vector, refuse_bias_array
+from .checks import check_int, check_mask, check_self_attention, check_vector, refuse_bias_array
 from .dot_product import dot_product_attention
 from .masks import Causal, Full, Mask, Predicate, Prefix, Window
 from .tile import plain_promotion
@@ -98,8 +108,12 @@ class KeyValueCache:
         >>> KeyValueCache.create((2,), 4, 16, window=8).key.shape
         (2, 4, 9, 16)
         """
-        _check_sizes(num_kv_heads=num_kv_heads, head_dim=head_dim, value_dim=value_dim, capacity=capacity)
-        _check_sizes(least=0, window=window, pinned=pinned)
+        check_int("num_kv_heads", num_kv_heads, 1)
+        check_int("head_dim", head_dim, 1)
+        check_int("pinned", pinned, 0)
+        for name, size, least in (("value_dim", value_dim, 1), ("capacity", capacity, 1), ("window", window, 0)):
+            if size is not None:
+                check_int(name, size, least)
         if window is None and (capacity is None or pinned):
             wrong = "capacity: wanted the longest text" if capacity is None else f"window: wanted one for {pinned=}"
             raise ValueError(f"{wrong}, got None; without a window every token stays")
@@ -306,9 +320,3 @@ def _check_cache(cache, key, value):
                 f"cache: wanted {name}s [..., K, C, width] = {list(fitting)} {new.dtype}, "
                 f"got {list(old.shape)} {old.dtype}"
             )
-
-
-def _check_sizes(*, least=1, **sizes):
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < least):
-            raise ValueError(f"{name}: wanted an int >= {least}, got {size!r}")

@@ -15,8 +15,8 @@ class Capability:
     Args:
       sees: what a query sees.
       softmax: "exact", "approximated", or "replaced" by something that is not a softmax.
-      time: of one call, in the letters of the notation table.
-      memory: of one call, beside the arguments and the result.
+      time: of one call, for each batch entry and head, in the letters of the notation table and the function's own.
+      memory: of one call, beside the arguments and the result, likewise.
       paper: authors and year.
       arxiv: its number.
       causal: has a form in which no query looks ahead.
@@ -47,54 +47,76 @@ class Capability:
     learned: str = ""
 
 
-def _linear(sees, time, paper, arxiv, **other):
+def _linear(**given):
     """The linear family: sums in place of scores, hence nothing to add to and nothing to drop."""
-    other = {"softmax": "replaced", "bias": False, "dropout": False, "decoding": "state"} | other
-    return Capability(sees, time=time, memory="O(T N (H + Hv))", paper=paper, arxiv=arxiv, **other)
+    family = {"softmax": "replaced", "time": "O((T + S) H Hv)", "memory": "O((T + S) (H + Hv))"}
+    return Capability(**family | {"bias": False, "dropout": False, "decoding": "state"} | given)
 
 
 CAPABILITIES = {
     "dot_product_attention": Capability(
-        "every key that mask, lengths and segments allow",
-        *("exact", "O(T S), or the mask's live blocks", "O(T + S)"),
-        *("Vaswani et al. 2017", "1706.03762"),
+        sees="every key that mask, lengths and segments allow",
+        softmax="exact",
+        time="O(T S), or the mask's live blocks",
+        memory="O(T + S)",
+        paper="Vaswani et al. 2017",
+        arxiv="1706.03762",
         cross=True,
         decoding="full cache; ring buffer for windows",
     ),
     "local_attention": Capability(
-        "its own block of W tokens and its neighbours",
-        *("exact", "O(T W)", "O(T)"),
-        *("Parmar et al. 2018", "1802.05751"),
-        decoding="full cache, or a ring buffer",
+        sees="its own block of `window` tokens and its neighbours",
+        softmax="exact",
+        time="O(T window)",
+        memory="O(T)",
+        paper="Parmar et al. 2018",
+        arxiv="1802.05751",
+        decoding="ring buffer",
     ),
     "longformer_attention": Capability(
-        "a window, and global tokens that see all and are seen by all",
-        *("exact", "O(T (W + G))", "O(T)"),
-        *("Beltagy et al. 2020", "2004.05150"),
-        decoding="ring buffer and pinned global tokens",
-        learned="optional global projections",
+        sees="a window, and `G` global tokens that see all and are seen by all",
+        softmax="exact",
+        time="O(T (window dilation + G))",
+        memory="O(T)",
+        paper="Beltagy et al. 2020",
+        arxiv="2004.05150",
+        decoding="ring buffer with the global tokens pinned, if they come first; else full cache",
+        learned="`global_query`, `global_key`, `global_value`, optional",
     ),
     "bigbird_attention": Capability(
-        "blocks of b: its neighbours, both ends, R random ones",
-        *("exact", "O(T b (5 + R))", "O(T (5 + R))"),
-        *("Zaheer et al. 2020", "2007.14062"),
+        sees="blocks: its neighbours, `g` at both ends, `R` random ones",
+        softmax="exact",
+        time="O(T block_size (3 + 2 g + R))",
+        memory="O(T)",
+        paper="Zaheer et al. 2020",
+        arxiv="2007.14062",
+        decoding="full cache, if no block is listed twice and no token is global",
     ),
     "sparse_transformer_attention": Capability(
-        "strided: `abs(i - j) < l` or `(i - j) % l == 0`; fixed: its block and all summaries",
-        *("exact", "O(T (l + T / l))", "O(T sqrt T)"),
-        *("Child et al. 2019", "1904.10509"),
+        sees="strided: `abs(i - j) < stride` or `(i - j) % stride == 0`; fixed: its block and all summaries",
+        softmax="exact",
+        time="O(T (stride + T / stride)); fixed: O(T (stride + T summary / stride))",
+        memory="as time",
+        paper="Child et al. 2019",
+        arxiv="1904.10509",
     ),
     "lsh_attention": Capability(
-        "keys that hash near it, in any of r rounds with chunks of m",
-        *("approximated", "O(r T (m + log T))", "O(r T m)"),
-        *("Kitaev et al. 2020", "2001.04451"),
+        sees="tokens whose hash is near its own, in any of several rounds",
+        softmax="approximated",
+        time="O(num_hashes T (bucket_size + F)), F = T / bucket_size, its root beyond 128 buckets",
+        memory="as time",
+        paper="Kitaev et al. 2020",
+        arxiv="2001.04451",
         bias=False,
         decoding="",
     ),
     "linformer_attention": Capability(
-        "R learned mixtures of the keys",
-        *("approximated", "O(T R)", "O(T R)"),
-        *("Wang et al. 2020", "2006.04768"),
+        sees="`R` learned mixtures of the keys",
+        softmax="approximated",
+        time="O((T + S) R)",
+        memory="O(T + S + R)",
+        paper="Wang et al. 2020",
+        arxiv="2006.04768",
         causal=False,
         packing=False,
         cross=True,
@@ -103,41 +125,49 @@ CAPABILITIES = {
         learned="`key_projection`, `value_projection`",
     ),
     "performer_attention": _linear(
-        "all keys, through M positive random features",
-        *("O(T M (H + Hv))", "Choromanski et al. 2021", "2009.14794"),
+        sees="all keys, through `M` positive random features",
         softmax="approximated",
+        time="O((T + S) M (H + Hv))",
+        memory="O((T + S) M)",
+        paper="Choromanski et al. 2021",
+        arxiv="2009.14794",
         cross=True,
-        learned="`projection` (random, not trained)",
+        learned="`projection`, random, not trained",
     ),
     "linear_attention": _linear(
-        "all keys: phi(q) sum phi(k) v / phi(q) sum phi(k)",
-        *("O(T H Hv)", "Katharopoulos et al. 2020", "2006.16236"),
+        sees="all keys: phi(q) sum phi(k) v / phi(q) sum phi(k)",
+        paper="Katharopoulos et al. 2020",
+        arxiv="2006.16236",
         cross=True,
     ),
     "efficient_attention": _linear(
-        "H averages over all keys, one a feature",
-        *("O(T H Hv)", "Shen et al. 2018", "1812.01243"),
+        sees="`H` averages over all keys, one a feature",
+        paper="Shen et al. 2018",
+        arxiv="1812.01243",
         causal=False,
         cross=True,
         decoding="",
     ),
     "retention": _linear(
-        "the past, fading at a fixed rate a head",
-        *("O(T H Hv)", "Sun et al. 2023", "2307.08621"),
+        sees="the past, fading at a fixed rate a head",
+        paper="Sun et al. 2023",
+        arxiv="2307.08621",
         bidirectional=False,
-        learned="`decay` [N], optional",
+        learned="`decay`, optional",
     ),
     "gated_linear_attention": _linear(
-        "the past, fading as each token says",
-        *("O(T H Hv)", "Yang et al. 2024", "2312.06635"),
+        sees="the past, fading as each token says",
+        paper="Yang et al. 2024",
+        arxiv="2312.06635",
         bidirectional=False,
-        learned="`log_decay` a token",
+        learned="`log_decay`",
     ),
     "delta_rule_attention": _linear(
-        "an associative memory that each token corrects",
-        *("O(T H Hv)", "Schlag et al. 2021; Yang et al. 2024", "2102.11174"),
+        sees="an associative memory that each token corrects",
+        paper="Schlag et al. 2021; Yang et al. 2024",
+        arxiv="2102.11174",
         bidirectional=False,
-        learned="`beta` a token, optional `log_decay`",
+        learned="`beta`, and optional `log_decay`",
     ),
 }
 

@@ -43,6 +43,12 @@ def check_self_attention(query, key, value):
         raise ValueError(f"key: wanted query's length {query.shape[-3]} (self-attention), got {key.shape[-3]}")
 
 
+def check_int(name, value, least):
+    """Raises ValueError unless `value` is a Python or NumPy int of at least `least`; a bool counts nothing."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: wanted an int >= {least}, got {value!r}")
+
+
 def check_vector(name, x, lead, length, dtype=int):
     """`x` as an int32 or bool array `[..., length]` (`[...]` for length None), of full rank."""
     if x is None:
@@ -102,24 +108,24 @@ def check_broadcast(name, shape, wanted):
         raise ValueError(f"{name}: wanted a shape that broadcasts to {tuple(wanted)}, got {tuple(shape)}")
 
 
-def check_dropout(dropout_rate, rng):
-    """Raises ValueError unless the rate is in [0, 1) and comes with a typed key if it is not 0."""
+def check_dropout(dropout_rate, rng, name="rng"):
+    """Raises ValueError unless the rate is in [0, 1) and comes with a typed key, called `name`, if it is not 0."""
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate: wanted a number in [0, 1), got {dropout_rate}")
     if dropout_rate and rng is None:
-        raise ValueError("rng: wanted a jax.random.key with dropout_rate > 0, got None")
+        raise ValueError(f"{name}: wanted a jax.random.key with dropout_rate > 0, got None")
     if rng is not None:
-        check_rng(rng)
+        check_rng(rng, name)
 
 
-def check_rng(rng):
-    """Raises ValueError unless `rng` is one typed random key."""
+def check_rng(rng, name="rng"):
+    """Raises ValueError unless `rng`, the argument `name`, is one typed random key."""
     if not jnp.issubdtype(getattr(rng, "dtype", None), jax.dtypes.prng_key):
         raise ValueError(
-            f"rng: wanted a typed key from jax.random.key, got {getattr(rng, 'dtype', type(rng).__name__)}"
+            f"{name}: wanted a typed key from jax.random.key, got {getattr(rng, 'dtype', type(rng).__name__)}"
         )
     if rng.shape:
-        raise ValueError(f"rng: wanted one key, got an array of them, shape {rng.shape} (vmap over it, or split it)")
+        raise ValueError(f"{name}: wanted one key, got an array of them, shape {rng.shape} (vmap over it, or split it)")
 
 
 def refuse_bias_array(bias, what):

@@ -1,10 +1,10 @@
 """Any attention function of this library as the `attention_fn` of Flax's own attention modules; imports no Flax."""
 
+import functools
 import inspect
 
 import jax.numpy as jnp
 
-from .capabilities import CAPABILITIES
 from .masks import Dense, Mask
 
 
@@ -17,13 +17,13 @@ def flax_attention_fn(fn, *, query_as_key: bool = False, **settings):
 
     * `mask`: a bool or 0/1 array. Functions with a mask of their own take any; the others take padding alone, as
       `[..., 1, 1, S]`, for their `key_mask`.
-    * `bias`, `is_causal`: handed to `fn`; both sides may ask for `causal`.
+    * `bias`, `is_causal`: handed to `fn`; both sides may ask for `causal`, not one for it and the other against it.
     * dropout: needs `broadcast_dropout=False`, for here every head and batch entry draws its own.
     * `dtype`: query, key and value are cast to it first.
     * `precision`, the einsum hooks, and `sow_weights` (weights are never held as an array) are refused.
 
     Args:
-      fn: a function of this library, or one like it.
+      fn: a function of this library, one like it, or a `functools.partial` of it, whose keywords are settings too.
       query_as_key: for `lsh_attention`, whose queries are its keys: attend with the module's query alone. The module's
         key projection is then without use and receives no gradient.
       **settings: keyword arguments of every call of `fn`.
@@ -32,8 +32,8 @@ def flax_attention_fn(fn, *, query_as_key: bool = False, **settings):
       A function of (query, key, value, ...) as Flax calls it.
 
     Raises:
-      TypeError: `fn` has no such setting.
-      ValueError: query_as_key is wanted or is not.
+      TypeError: `fn` has no such setting, or is a partial of more than settings.
+      ValueError: query_as_key is wanted or is not; when called, settings that the module contradicts.
       NotImplementedError: when called, what the module asks for and `fn` cannot do.
 
     >>> import attention
@@ -42,19 +42,21 @@ def flax_attention_fn(fn, *, query_as_key: bool = False, **settings):
     >>> attend(x, x, x, dropout_rate=0.0).shape  # flax.nnx.MultiHeadAttention(..., attention_fn=attend)
     (1, 8, 2, 4)
     """
-    takes = inspect.signature(fn).parameters
-    for name in settings:
-        if name not in takes or name in ("query", "key", "value", "query_key"):
-            raise TypeError(f"{name}: {fn.__name__} has no such setting; it has {', '.join(takes)}")
-        if name.startswith("return_"):
-            raise TypeError(f"{name}: a Flax module wants the output alone")
+    fn, fixed = _unwrap(fn)
+    settings = fixed | settings
+    takes, name = inspect.signature(fn).parameters, _name(fn)
+    for setting in settings:
+        if setting not in takes or setting in ("query", "key", "value", "query_key"):
+            raise TypeError(f"{setting}: {name} has no such setting; it has {', '.join(takes)}")
+        if setting.startswith("return_"):
+            raise TypeError(f"{setting}: a Flax module wants the output alone")
     shared = "query_key" in takes
     if shared != query_as_key:
         raise ValueError(
-            f"query_as_key: {fn.__name__} shares queries and keys; write query_as_key=True, and the module's key "
+            f"query_as_key: {name} shares queries and keys; write query_as_key=True, and the module's key "
             "projection goes unused"
             if shared
-            else f"query_as_key: {fn.__name__} has keys of its own; write query_as_key=False"
+            else f"query_as_key: {name} has keys of its own; write query_as_key=False"
         )
 
     # Linen reads this signature and leaves out what it does not name, so everything that Flax may pass is named.
@@ -79,31 +81,43 @@ def flax_attention_fn(fn, *, query_as_key: bool = False, **settings):
     ):
         refused = {"precision": precision, "sow_weights": module, "qk_attn_weights_einsum": qk_attn_weights_einsum,
                    "attn_weights_value_einsum": attn_weights_value_einsum}  # fmt: skip
-        for name, given in refused.items():
+        for argument, given in refused.items():
             if given is not None:
-                raise NotImplementedError(f"{name}: {fn.__name__} cannot honour it; leave it at its default")
+                raise NotImplementedError(f"{argument}: {name} cannot honour it; leave it at its default")
         given = dict(settings)
         if mask is not None:
-            _add_mask(given, takes, fn.__name__, jnp.asarray(mask))
+            _add_mask(given, takes, name, jnp.asarray(mask))
         if bias is not None:
-            _add(given, "bias", bias, takes, fn.__name__)
-        if is_causal and not takes.keys().isdisjoint(("causal", "is_causal")):
-            given["causal" if "causal" in takes else "is_causal"] = True
-        elif is_causal and not _always_causal(fn):
-            raise NotImplementedError(f"is_causal: {fn.__name__} has no causal form")
+            _add(given, "bias", bias, takes, name)
+        if is_causal:
+            _add_causal(given, takes, name)
         if dropout_rate and not deterministic:
             if broadcast_dropout:
                 raise NotImplementedError(
                     "broadcast_dropout: heads and batch entries draw their own dropout here; write "
                     "broadcast_dropout=False"
                 )
-            _add(given, "dropout_rate", dropout_rate, takes, fn.__name__)
-            _add(given, "dropout_rng" if "dropout_rng" in takes else "rng", dropout_rng, takes, fn.__name__)
+            _add(given, "dropout_rate", dropout_rate, takes, name)
+            _add(given, "dropout_rng" if "dropout_rng" in takes else "rng", dropout_rng, takes, name)
         dtype = dtype or jnp.result_type(query, key, value)
         query, key, value = (jnp.asarray(x, dtype) for x in (query, key, value))
         return fn(query, value, **given) if shared else fn(query, key, value, **given)
 
     return attend
+
+
+def _unwrap(fn):
+    """The function inside partials, and the keywords these fix."""
+    fixed = {}
+    while isinstance(fn, functools.partial):
+        if fn.args:
+            raise TypeError("fn: wanted a partial of keywords alone, got one of positions too; write them as settings")
+        fn, fixed = fn.func, fn.keywords | fixed
+    return fn, fixed
+
+
+def _name(fn):
+    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def _add(given, name, value, takes, fn_name):
@@ -112,6 +126,15 @@ def _add(given, name, value, takes, fn_name):
     if name in given:
         raise ValueError(f"{name}: given both to flax_attention_fn and by the module; give it once")
     given[name] = value
+
+
+def _add_causal(given, takes, fn_name):
+    argument = next((name for name in ("causal", "is_causal") if name in takes), None)
+    if argument is None:
+        if "initial_state" not in takes:  # a state and no choice: causal at any rate
+            raise NotImplementedError(f"is_causal: {fn_name} has no causal form")
+    elif not given.setdefault(argument, True):
+        raise ValueError(f"is_causal: the module says True, flax_attention_fn was given {argument}=False; drop either")
 
 
 def _add_mask(given, takes, fn_name, mask):
@@ -129,7 +152,3 @@ def _add_mask(given, takes, fn_name, mask):
         )
     mask, own = mask[..., 0, 0, :], given.get("key_mask")
     given["key_mask"] = mask if own is None else mask & jnp.asarray(own)
-
-
-def _always_causal(fn):
-    return fn.__name__ in CAPABILITIES and not CAPABILITIES[fn.__name__].bidirectional

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, quiet_padding
+from .checks import accumulation_dtype, check_arrays, check_int, quiet_padding
 from .recurrence import (
     blank_broken,
     check_causal,
-    check_chunk_size,
     heads_first,
     heads_inside,
     prefix_sums,
@@ -226,7 +225,7 @@ def efficient_attention(
     """
     query, key, value = (jnp.asarray(x) for x in (query, key, value))
     check_arrays(query, key, value)
-    check_chunk_size(chunk_size)
+    check_int("chunk_size", chunk_size, 1)
     if causal:
         raise NotImplementedError(
             "causal: each feature is normalised over the whole length; write "
@@ -315,7 +314,7 @@ def _join_state(initial_state, query, value):
 
 def _check(query, key, value, causal, chunk_size, initial_state):
     check_arrays(query, key, value)
-    check_chunk_size(chunk_size)
+    check_int("chunk_size", chunk_size, 1)
     if causal:
         check_causal(query, key)
     elif initial_state is not None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
-import numpy as np
 
 from .biases import Bias
-from .checks import check_dropout, check_self_attention, check_vector, quiet_padding
+from .checks import check_dropout, check_int, check_self_attention, check_vector, quiet_padding
 from .dot_product import dot_product_attention
-from .masks import Causal, Full, Mask, Window
-from .tile import EMPTY, FULL, PARTIAL, plain_promotion
+from .masks import Blocks, Causal, Full, Window
+from .tile import plain_promotion
 
 
 @plain_promotion
@@ -87,13 +84,9 @@ def local_attention(
     *lead, T, _, _ = query.shape
     if look_forward is None:
         look_forward = 0 if causal else 1
-    for name, x, least in (
-        ("window", window, 1),
-        ("look_backward", look_backward, 0),
-        ("look_forward", look_forward, 0),
-    ):
-        if not isinstance(x, (int, np.integer)) or x < least:
-            raise ValueError(f"{name}: wanted an int >= {least}, got {x!r}")
+    check_int("window", window, 1)
+    check_int("look_backward", look_backward, 0)
+    check_int("look_forward", look_forward, 0)
     if causal and look_forward and not circular:
         raise ValueError(
             f"look_forward: wanted 0 with causal=True, got {look_forward}; blocks behind are hidden anyway"
@@ -119,25 +112,6 @@ def local_attention(
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Blocks(Mask):
-    """For blocks of `size` tokens: `first <= key block - query block <= last`."""
-
-    size: int
-    first: int
-    last: int
-
-    def allows(self, tile):
-        step = tile.key // self.size - tile.query // self.size
-        return (step >= self.first) & (step <= self.last)
-
-    def _blocks(self, r):
-        least = r.k_lo // self.size - r.q_hi // self.size
-        most = r.k_hi // self.size - r.q_lo // self.size
-        inside = (least >= self.first) & (most <= self.last)
-        return np.where((most < self.first) | (least > self.last), EMPTY, np.where(inside, FULL, PARTIAL))
-
-
 def _ring(pattern, blocks):
     """`pattern` on a ring of `blocks`: what reaches past one end comes in from the other."""
     size, first, last = pattern.size, pattern.first, pattern.last
@@ -151,9 +125,8 @@ def _count_repeats(size, backward, forward, blocks):
 
     def change(score, query_position, key_position, head):
         step = key_position // size - query_position // size
-        times = (
-            (backward + step) // blocks + (forward - step) // blocks + 1
-        )  # of -backward .. forward equal it mod blocks
+        # The numbers from -backward to forward that equal step modulo blocks.
+        times = (forward - step) // blocks + (backward + step) // blocks + 1
         return score + jnp.log(times.astype(score.dtype))
 
     return change

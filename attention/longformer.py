@@ -13,6 +13,7 @@ from .checks import (
     accumulation_dtype,
     check_arrays,
     check_dropout,
+    check_int,
     check_segments,
     check_self_attention,
     check_vector,
@@ -146,20 +147,18 @@ def longformer_attention(
 
 def window_pattern(window: int, dilation: int | tuple[int, ...], num_heads: int, causal: bool) -> Mask:
     """Longformer's window as a mask; heads may differ in dilation."""
-    if not isinstance(window, (int, np.integer)) or window < 0:
-        raise ValueError(f"window: wanted an int >= 0 (tokens on each side), got {window!r}")
+    check_int("window", window, 0)
+    by_head = np.ndim(dilation) > 0
+    for d in dilation if by_head else [dilation]:
+        check_int("dilation", d, 1)
+    if by_head and len(dilation) != num_heads:
+        raise ValueError(f"dilation: wanted one for each of {num_heads} heads, got {len(dilation)}")
+    right = 0 if causal else int(window)
 
     def one(d):
-        if not isinstance(d, (int, np.integer)) or d < 1:
-            raise ValueError(f"dilation: wanted an int >= 1 or one a head, got {dilation!r}")
-        right = 0 if causal else int(window)
         return Window(int(window), right) if d == 1 else Dilated(int(window), right, int(d))
 
-    if isinstance(dilation, (int, np.integer)):
-        return one(dilation)
-    if len(dilation) != num_heads:
-        raise ValueError(f"dilation: wanted one for each of {num_heads} heads, got {len(dilation)}")
-    return PerHead([one(d) for d in dilation])
+    return PerHead([one(d) for d in dilation]) if by_head else one(dilation)
 
 
 def _slots(positions, lead, T):

@@ -276,6 +276,29 @@ class Fixed(Mask):
 
 
 @_mask
+class Blocks(Mask):
+    """For blocks of `size` tokens: `first <= key block - query block <= last`."""
+
+    size: int
+    first: int
+    last: int
+
+    def __post_init__(self):
+        _check_count("Blocks.size", self.size, least=1)
+        _check_count("Blocks.first", self.first)
+        _check_count("Blocks.last", self.last)
+
+    def allows(self, tile):
+        step = tile.key // self.size - tile.query // self.size
+        return (step >= self.first) & (step <= self.last)
+
+    def _blocks(self, r):
+        least = r.k_lo // self.size - r.q_hi // self.size
+        most = r.k_hi // self.size - r.q_lo // self.size
+        return _states((most < self.first) | (least > self.last), (least >= self.first) & (most <= self.last))
+
+
+@_mask
 class Global(Mask):
     """Query or key is one of `positions [..., G]`: such tokens see all and are seen by all. -1 marks an unused slot."""
 

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, check_rng, quiet_padding
+from .checks import accumulation_dtype, check_arrays, check_int, check_rng, quiet_padding
 from .recurrence import (
     blank_broken,
     heads_first,
@@ -183,9 +182,8 @@ def performer_projection(rng, num_features: int, head_dim: int, *, orthogonal: b
     True
     """
     check_rng(rng)
-    for name, x in (("num_features", num_features), ("head_dim", head_dim)):
-        if not isinstance(x, (int, np.integer)) or x < 1:
-            raise ValueError(f"{name}: wanted an int >= 1, got {x!r}")
+    check_int("num_features", num_features, 1)
+    check_int("head_dim", head_dim, 1)
     for_direction, for_norm = jax.random.split(rng)
     if orthogonal:
         gaussian = jax.random.normal(for_direction, (-(-num_features // head_dim), head_dim, head_dim))
@@ -308,5 +306,4 @@ def _check(query, key, value, projection, kernel, causal, epsilon, scale, chunk_
         )
     if not causal and initial_state is not None:
         raise ValueError("initial_state: needs causal=True; without it every key is given at once")
-    if type(chunk_size) is not int or chunk_size < 1:
-        raise ValueError(f"chunk_size: wanted an int >= 1, got {chunk_size!r}")
+    check_int("chunk_size", chunk_size, 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, check_broadcast, check_segments, check_vector
+from .checks import accumulation_dtype, check_arrays, check_broadcast, check_int, check_segments, check_vector
 
 
 class Tokens(NamedTuple):
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
         query, key, value = (jnp.asarray(x) for x in (query, key, value))
         check_arrays(query, key, value)
         check_causal(query, key)
-        check_chunk_size(chunk_size)
+        check_int("chunk_size", chunk_size, 1)
         lead, (T, N, H) = query.shape[:-3], query.shape[-3:]
         with_state = initial_state is not None or return_state
         documents, _, keep = visible(key_mask, query_ids, key_ids, lead, T, T, with_state)
@@ -137,7 +137,7 @@ def even_chunks(length, most):
 
 def halvable_chunks(length, most):
     """The largest power of two that is at most `most` and covers no more than `length` asks for."""
-    return 2 ** min(most.bit_length() - 1, (length - 1).bit_length())
+    return 2 ** min(int(most).bit_length() - 1, (length - 1).bit_length())
 
 
 def scan_chunks(step, carry, tokens, size):
@@ -228,12 +228,6 @@ def check_causal(query, key):
         raise ValueError(
             f"causal: wanted one key per query, got T = {T} and S = {S}; earlier tokens enter as initial_state"
         )
-
-
-def check_chunk_size(chunk_size):
-    """Raises ValueError unless it counts tokens."""
-    if type(chunk_size) is not int or chunk_size < 1:
-        raise ValueError(f"chunk_size: wanted an int >= 1, got {chunk_size!r}")
 
 
 def packing(query_ids, key_ids, lead, T, S, with_state):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_dropout, check_rng, check_segments, check_vector, quiet_padding
+from .checks import accumulation_dtype, check_dropout, check_int, check_rng, check_segments, check_vector, quiet_padding
 from .merge import merge
 from .tile import plain_promotion
 
@@ -100,11 +100,11 @@ def lsh_attention(
     """
     query_key, value = jnp.asarray(query_key), jnp.asarray(value)
     _check_arrays(query_key, value)
-    _check_counts(1, num_hashes=num_hashes, bucket_size=bucket_size)
-    _check_counts(0, chunks_before=chunks_before, chunks_after=chunks_after)
-    if dropout_rate and dropout_rng is None:
-        raise ValueError("dropout_rng: wanted a jax.random.key with dropout_rate > 0, got None")
-    check_dropout(dropout_rate, dropout_rng)
+    check_int("num_hashes", num_hashes, 1)
+    check_int("bucket_size", bucket_size, 1)
+    check_int("chunks_before", chunks_before, 0)
+    check_int("chunks_after", chunks_after, 0)
+    check_dropout(dropout_rate, dropout_rng, "dropout_rng")
     *lead, T, N, H = query_key.shape
     factors = _default_factors(T, bucket_size) if num_buckets is None else _factors(num_buckets)
     rotations = _rotations(rng, rotations, N, H, num_hashes, factors)
@@ -120,7 +120,7 @@ def lsh_attention(
     if hidden is not None:
         buckets = jnp.where(hidden, math.prod(factors), buckets)
     labels = buckets + (math.prod(factors) + 1) * jnp.arange(buckets.shape[2])[:, None] if same_bucket else None
-    order = Order(*_sort(buckets, documents), bucket_size, chunks_before, chunks_after)
+    order = _Order(*_sort(buckets, documents), bucket_size, chunks_before, chunks_after)
 
     queries = order.arrange(x[:, :, None])
     keys = queries if hidden is None else jnp.where(order.arrange(hidden)[..., None], 0, queries)
@@ -159,7 +159,8 @@ def lsh_rotations(rng, num_heads: int, head_dim: int, num_hashes: int, num_bucke
     >>> lsh_rotations(jax.random.key(0), 2, 4, 3, num_buckets=(4, 6)).shape
     (2, 4, 3, 5)
     """
-    _check_counts(1, num_heads=num_heads, head_dim=head_dim, num_hashes=num_hashes)
+    for name, x in (("num_heads", num_heads), ("head_dim", head_dim), ("num_hashes", num_hashes)):
+        check_int(name, x, 1)
     check_rng(rng)
     return jax.random.normal(rng, (num_heads, head_dim, num_hashes, sum(_factors(num_buckets)) // 2), jnp.float32)
 
@@ -206,7 +207,7 @@ def _hash(x, rotations, factors):
     return bucket.astype(jnp.int32)
 
 
-class Order(NamedTuple):
+class _Order(NamedTuple):
     """Who stands where: the tokens of each round sorted, the rounds one behind the other, cut into C chunks."""
 
     tokens: Any  # [B, N, rounds, T], the token in each place
@@ -390,9 +391,3 @@ def _check_arrays(query_key, value):
         raise ValueError(
             f"value: wanted a number of heads that divides query_key's {query_key.shape[-2]}, got {value.shape[-2]}"
         )
-
-
-def _check_counts(least, **counts):
-    for name, x in counts.items():
-        if not isinstance(x, (int, np.integer)) or x < least:
-            raise ValueError(f"{name}: wanted an int >= {least}, got {x!r}")

@@ -13,6 +13,7 @@ from .biases import Bias, HeadSlice, as_biases
 from .checks import (
     accumulation_dtype,
     check_dropout,
+    check_int,
     check_segments,
     check_self_attention,
     check_vector,
@@ -104,7 +105,9 @@ def sparse_transformer_attention(
     check_self_attention(query, key, value)
     check_dropout(dropout_rate, rng)
     *lead, T, N, _ = query.shape
-    mask = sparse_pattern(pattern, stride, summary, causal, heads, summary_per_head, N)
+    mask = sparse_pattern(
+        pattern, stride, summary=summary, summary_per_head=summary_per_head, heads=heads, causal=causal, num_heads=N
+    )
     key_mask = check_vector("key_mask", key_mask, lead, T, dtype=bool)
     segments = check_segments(query_segment_ids, key_segment_ids, lead, T, T)
     query_segment_ids, key_segment_ids = (None, None) if segments is None else (segments.query_ids, segments.key_ids)
@@ -136,15 +139,31 @@ def sparse_transformer_attention(
 def sparse_pattern(
     pattern: str,
     stride: int,
-    summary: int | None,
-    causal: bool,
-    heads: str = "merged",
+    *,
+    summary: int | None = None,
     summary_per_head: bool = False,
+    heads: str = "merged",
+    causal: bool = True,
     num_heads: int = 1,
 ) -> Mask:
-    """The pattern as one mask; `num_heads` matters where heads differ."""
-    if not isinstance(stride, (int, np.integer)) or stride < 1:
-        raise ValueError(f"stride: wanted an int >= 1, got {stride!r}")
+    """The pattern of `sparse_transformer_attention` as one mask of positions, for a cache or the exact attention.
+
+    Args:
+      pattern: "strided" or "fixed".
+      stride: period of the pattern.
+      summary: columns at the end of each block, for "fixed"; None = max(1, stride // 8).
+      summary_per_head: heads take different summary columns, for "fixed".
+      heads: "merged" or "split".
+      causal: hide keys after the query.
+      num_heads: N; it matters where heads differ, with "split" or summary_per_head.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> sparse_pattern("fixed", 3).dense(5).astype(int).tolist()[4]
+    [0, 0, 1, 1, 1]
+    """
+    check_int("stride", stride, 1)
     if heads not in ("merged", "split"):
         raise ValueError(f"heads: wanted 'merged' or 'split', got {heads!r}")
     if heads == "split" and num_heads < 2:
@@ -172,8 +191,9 @@ def sparse_pattern(
 def _summary_columns(stride, summary, num_heads):
     """The summary columns of each head, `[num_heads, summary]`."""
     summary = max(1, stride // 8) if summary is None else summary
-    if not isinstance(summary, (int, np.integer)) or not 1 <= summary <= stride:
-        raise ValueError(f"summary: wanted an int in [1, stride = {stride}], got {summary!r}")
+    check_int("summary", summary, 1)
+    if summary > stride:
+        raise ValueError(f"summary: wanted at most stride = {stride}, got {summary}")
     run = np.arange(num_heads) % (stride // summary) + 1
     return stride - run[:, None] * summary + np.arange(summary)
 

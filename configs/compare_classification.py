@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.train.evaluate_bytes = 32_768
     config.train.checkpoint_every = 400
 
-    config.scaling.lengths = (512, 2048)
+    config.scaling.lengths = (256, 512, 1024)
     config.scaling.seconds = 15.0
 
     config.variants = ConfigDict(
@@ -45,10 +45,12 @@ def get_config() -> ConfigDict:
             "full": _attention("full"),
             "window": _attention("window", window=32),
             "local": _attention("local", window=32, neighbours=1),
-            "longformer": _attention("longformer", window=32, num_global=8),
-            "sparse_transformer": _attention("sparse_transformer", pattern="strided", stride=16, summary=0),
+            "longformer": _attention("longformer", window=32, dilation=1, num_global=8, global_projections=0),
+            "sparse_transformer": _attention(
+                "sparse_transformer", pattern="strided", stride=16, summary=0, heads="merged", summary_per_head=0
+            ),
             "bigbird": _attention("bigbird", block_size=16, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, seed=0),
+            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
             "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
             "efficient": _attention("efficient"),
             "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),

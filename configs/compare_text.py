@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.num_kv_heads = 4
     config.model.mlp_width = 512
-    config.model.mlp_chunks = 1  # slices of the batch that the MLP computes one after the other, to save memory
+    config.model.mlp_chunks = 1  # slices of all tokens that the MLP computes one after the other, to save memory
     config.model.position = "rope"
     config.model.rope_base = 10_000.0
     config.model.rope_scaling = ConfigDict()
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.model.tie_embeddings = True
     config.model.scan_layers = False  # a loop over two layers compiles no faster and runs 20% slower
     config.model.remat = False  # keep only each layer's input, recompute the rest in the backward pass
-    config.model.reversible = False  # keep not even that (Reformer)
+    config.model.reversible = False  # keep not even that, always in a loop (Reformer)
     config.model.attention = ConfigDict({"name": "full"})
 
     config.train = ConfigDict()
@@ -75,10 +75,12 @@ def get_config() -> ConfigDict:
             "full": _attention("full"),
             "window": _attention("window", window=64),
             "local": _attention("local", window=64, neighbours=1),
-            "longformer": _attention("longformer", window=64, num_global=8),
-            "sparse_transformer": _attention("sparse_transformer", pattern="strided", stride=32, summary=0),
+            "longformer": _attention("longformer", window=64, dilation=1, num_global=8, global_projections=0),
+            "sparse_transformer": _attention(
+                "sparse_transformer", pattern="strided", stride=32, summary=0, heads="merged", summary_per_head=0
+            ),
             "bigbird": _attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, seed=0),
+            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
             "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
             "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
             "retention": _attention("retention", chunk_size=64),

@@ -11,12 +11,15 @@ from jax import lax
 
 from experiment.settings import SettingsError
 
+PROMPT_CHUNK = 256  # a ring of C slots takes up t tokens at once in O(t (C + t)): a long prompt in parts, so O(P C)
 
-def generate(model, prompt, *, length, temperature=1.0, top_k=0, top_p=1.0, rng=None):
+
+def generate(model, prompt, *, length, temperature=1.0, top_k=0, top_p=1.0, rng=None, chunk_size=PROMPT_CHUNK):
     """Continues each row of `prompt`.
 
-    The prompt is read at once, then every token is drawn from the distribution that `draw` makes of the model's and
-    handed to the next step, in one `lax.scan`. Each step costs what the variant's state costs (`attention.cache`).
+    The prompt is read in chunks, then every token is drawn from the distribution that `draw` makes of the model's and
+    handed to the next step, in one `lax.scan`. Three shapes of the step are compiled at most: a chunk, the rest of the
+    prompt, one token. Each step costs what the variant's state costs (`attention.cache`).
 
     Args:
       model: a decoder with `start(batch_size, capacity)` and `step(tokens, state)`, as `models.transformer` has.
@@ -26,6 +29,7 @@ def generate(model, prompt, *, length, temperature=1.0, top_k=0, top_p=1.0, rng=
       top_k: as in `draw`.
       top_p: as in `draw`.
       rng: a `jax.random.key`; None only for temperature 0, which draws nothing.
+      chunk_size: tokens of the prompt that are read at once, at most.
 
     Returns:
       int32 [B, L], without the prompt.
@@ -41,6 +45,7 @@ def generate(model, prompt, *, length, temperature=1.0, top_k=0, top_p=1.0, rng=
         raise ValueError("rng: wanted a jax.random.key, got None; only temperature=0 draws nothing")
     rngs = jax.random.split(jax.random.key(0) if rng is None else rng, length)
     state = model.start(prompt.shape[0], prompt.shape[1] + length - 1)
+    rest, state = read(model, prompt.astype(jnp.int32), state, chunk_size)
 
     def add(carry, rng):
         tokens, state = carry
@@ -48,9 +53,23 @@ def generate(model, prompt, *, length, temperature=1.0, top_k=0, top_p=1.0, rng=
         token = draw(logits[:, -1], rng, temperature=temperature, top_k=top_k, top_p=top_p)
         return (token[:, None], state), token
 
-    carry, first = add((prompt.astype(jnp.int32), state), rngs[0])
-    _, rest = lax.scan(add, carry, rngs[1:])
-    return jnp.concatenate([first[:, None], rest.T], axis=1)
+    carry, first = add((rest, state), rngs[0])
+    _, others = lax.scan(add, carry, rngs[1:])
+    return jnp.concatenate([first[:, None], others.T], axis=1)
+
+
+def read(model, prompt, state, chunk_size):
+    """Takes up all whole chunks of `prompt [B, P]` but what may be the last.
+
+    Returns:
+      (the 1 to chunk_size tokens that are left, the state before them).
+    """
+    count = (prompt.shape[1] - 1) // chunk_size
+    chunks, rest = jnp.split(prompt, [count * chunk_size], axis=1)
+    if count:  # a scan of no steps would be compiled too
+        chunks = jnp.moveaxis(chunks.reshape(len(prompt), count, chunk_size), 1, 0)
+        state, _ = lax.scan(lambda state, chunk: (model.step(chunk, state)[1], None), state, chunks)
+    return rest, state
 
 
 def draw(logits, rng, *, temperature=1.0, top_k=0, top_p=1.0):

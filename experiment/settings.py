@@ -18,6 +18,7 @@ from tasks import TASKS
 
 # Fields that choose how much of a comparison is run, not what any part of it gives: free to change between runs.
 FREE = ("only", "seeds")
+ATTENTIONS = ("attention", "decoder_attention", "cross_attention")  # fields of config.model that name a variant
 OPTIMIZERS = ("adamw", "muon")  # the keys of experiment.optimizers.OPTIMIZERS, known before optax is imported
 
 
@@ -141,7 +142,8 @@ def _check_effect(argv, config):
     """Refuses a flag for a field that every variant sets itself: it would be accepted and change nothing."""
     changes = [_flatten(change.to_dict()) for change in config.variants.values()]
     for field in _flagged(argv):
-        name = "model.attention.name" if f"{field}.".startswith("model.attention.") else field
+        part = field.split(".")
+        name = f"model.{part[1]}.name" if part[0] == "model" and len(part) > 1 and part[1] in ATTENTIONS else field
         if changes and all(name in change for change in changes):
             label = next(iter(config.variants))
             raise SettingsError(
@@ -209,7 +211,7 @@ def variants(config):
     """The full config of each variant, by label: the shared one with the variant's few fields changed.
 
     A variant may change `model` and `train`; the data, seeds and measurements are one for all. Fields are merged name
-    by name, except `model.attention`, which is replaced as a whole because its settings belong to the named variant.
+    by name, except those of ATTENTIONS, which are replaced as a whole because settings belong to the named variant.
     A config without variants is a comparison of one.
 
     >>> config = ConfigDict({"model": {"width": 8, "attention": {"name": "full"}}, "train": {}, "variants": {}})
@@ -343,7 +345,7 @@ def _merge(base, change, path):
             new = float(new)
         if type(new) is not kind:
             raise SettingsError(f"{path}.{name}={new!r}: want {kind.__name__}")
-        whole = not isinstance(new, dict) or path.endswith(".model") and name in ("attention", "rope_scaling")
+        whole = not isinstance(new, dict) or path.endswith(".model") and name in (*ATTENTIONS, "rope_scaling")
         result[name] = new if whole else _merge(old, new, f"{path}.{name}")
     return result
 

@@ -16,9 +16,9 @@ from attention.dot_product import dot_product_attention
 from attention.gated_linear import gated_linear_attention, retention
 from attention.linear import efficient_attention, elu_plus_one, linear_attention, softmax_features, taylor_features
 from attention.linformer import linformer_attention
-from attention.local import Blocks, local_attention
-from attention.longformer import longformer_attention
-from attention.masks import Causal, Full, Global, Window
+from attention.local import local_attention
+from attention.longformer import longformer_attention, window_pattern
+from attention.masks import Blocks, Causal, Full, Global, Window
 from attention.performer import performer_attention, performer_projection
 from attention.reformer import lsh_attention
 from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
@@ -29,6 +29,8 @@ FEATURE_MAPS = {
     "softmax": softmax_features,
     "taylor": taylor_features,
 }
+
+GLOBALS = ("global_query", "global_key", "global_value")  # arguments of `longformer_attention`
 
 
 def full(query, key, value, *, settings, causal, **tail):
@@ -58,14 +60,41 @@ def mask_local(settings, length, num_heads=1, *, causal=True):
     return blocks & Causal() if causal else blocks
 
 
-def longformer(query, key, value, *, settings, causal, **tail):
-    prefix, reach = _prefix(settings, query.shape[-3]), settings["window"]
+def longformer(query, key, value, *projected, settings, causal, **tail):
+    window = {name: settings[name] for name in ("window", "dilation")}
+    prefix, projected = _prefix(settings, query.shape[-3]), dict(zip(GLOBALS, projected, strict=False))
     tail = _one_rng(tail)
-    return longformer_attention(query, key, value, window=reach, global_positions=prefix, causal=causal, **tail)
+    return longformer_attention(
+        query, key, value, **window, global_positions=prefix, causal=causal, **projected, **tail
+    )
+
+
+def globals_learned(settings, sizes):
+    """The second set of projections, which the rows of global tokens read through (section 3 of the paper)."""
+    if not settings["global_projections"]:
+        return {}
+    heads = sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads
+    return {name: ((sizes.width, n, sizes.head_dim), 0.02) for name, n in zip(GLOBALS, heads, strict=True)}
+
+
+def global_projections(settings, sizes, learned, x, rotate, rng):
+    """Query, key and value of the global rows, rotated as the ordinary ones; () where both share theirs."""
+    if not settings["global_projections"]:
+        return ()
+    query, key, value = (jnp.einsum("btd,dnh->btnh", x, learned[name].astype(x.dtype)) for name in GLOBALS)
+    return (query, key, value) if rotate is None else (rotate(query), rotate(key), value)
+
+
+def longformer_ring(settings):
+    if settings["global_projections"]:
+        raise NotImplementedError(
+            "global_projections: the rows of global tokens read keys that no cache keeps; write 0 to decode"
+        )
+    return {"window": settings["window"] * settings["dilation"], "pinned": settings["num_global"]}
 
 
 def mask_longformer(settings, length, num_heads=1, *, causal=True):
-    window, prefix = mask_window(settings, length, causal=causal), _prefix(settings, length)
+    prefix, window = _prefix(settings, length), window_pattern(settings["window"], settings["dilation"], 1, causal)
     if prefix is None:
         return window
     return (window | Global(prefix)) & Causal() if causal else window | Global(prefix)
@@ -80,13 +109,14 @@ def sparse_transformer(query, key, value, *, settings, causal, **tail):
     return sparse_transformer_attention(query, key, value, **_sparse(settings, causal), **_one_rng(tail))
 
 
-def mask_sparse_transformer(settings, length, num_heads=1, *, causal=True):
-    return sparse_pattern(**_sparse(settings, causal))
+def mask_sparse_transformer(settings, length, num_heads=2, *, causal=True):  # 2: a head for each factor, if "split"
+    return sparse_pattern(**_sparse(settings, causal), num_heads=num_heads)
 
 
 def _sparse(settings, causal):
     """The settings as arguments: a config writes 0, the function wants None where there are no summary columns."""
-    return {**settings, "summary": settings["summary"] or None, "causal": causal}
+    given = {"summary": settings["summary"] or None, "summary_per_head": bool(settings["summary_per_head"])}
+    return {**settings, **given, "causal": causal}
 
 
 def bigbird(query, key, value, *, settings, causal, **tail):
@@ -111,12 +141,15 @@ def _random_blocks(settings, length, num_heads, causal):
 
 
 def lsh(query, key, value, rng, *, settings, causal, **tail):
-    sizes = {name: settings[name] for name in ("num_hashes", "bucket_size")}
-    buckets, after = settings["num_buckets"] or None, 0 if causal else 1
-    return lsh_attention(query, value, num_buckets=buckets, rng=rng, causal=causal, chunks_after=after, **sizes, **tail)
+    given = {name: settings[name] for name in ("num_hashes", "bucket_size")}
+    given |= {
+        "num_buckets": settings["num_buckets"] or None,
+        "correct_duplicates": bool(settings["correct_duplicates"]),
+    }
+    return lsh_attention(query, value, rng=rng, causal=causal, chunks_after=0 if causal else 1, **given, **tail)
 
 
-def hash_key(settings, sizes, learned, x, rng):
+def hash_key(settings, sizes, learned, x, rotate, rng):
     """The key of LSH's rotations: the training step's, as in the paper, or the one of `seed`."""
     return (jax.random.key(settings["seed"]) if rng is None else rng,)
 
@@ -136,7 +169,7 @@ def performer(query, key, value, projection, *, settings, causal, **tail):
     return performer_attention(query, key, value, projection, kernel=settings["kernel"], causal=causal, **tail)
 
 
-def random_features(settings, sizes, learned, x, rng):
+def random_features(settings, sizes, learned, x, rotate, rng):
     """Performer's projection: with `redraw` the training step's own, in evaluation and without it that of `seed`."""
     size = settings["num_features"], sizes.head_dim
     if settings["redraw"] and rng is not None:
@@ -157,7 +190,7 @@ def linformer_learned(settings, sizes):
     return {name: (shape, rank**-0.5) for name in names}  # N(0, 1 / R) keeps lengths: theorem 2 of the paper
 
 
-def linformer_arrays(settings, sizes, learned, x, rng):
+def linformer_arrays(settings, sizes, learned, x, rotate, rng):
     names = ("projection", "projection") if "projection" in learned else ("key_projection", "value_projection")
     return tuple(learned[name][...] for name in names)
 
@@ -177,7 +210,7 @@ def decay_learned(settings, sizes):
     return {name: (shape, shape[0] ** -0.5) for name, shape in shapes.items()} | {"decay_shift": ((features,), 0.0)}
 
 
-def decays(settings, sizes, learned, x, rng):
+def decays(settings, sizes, learned, x, rotate, rng):
     """log_decay [B, T, K, H] = logsigmoid(x W_in W_out + shift) / 16 (Yang et al. 2024, arXiv:2312.06635)."""
     down, up, shift = (learned[name].astype(x.dtype) for name in ("decay_in", "decay_out", "decay_shift"))
     logits = (x @ down @ up + shift).astype(jnp.float32)
@@ -192,7 +225,7 @@ def beta_learned(settings, sizes):
     return {"beta": ((sizes.width, sizes.num_kv_heads), sizes.width**-0.5)}
 
 
-def betas(settings, sizes, learned, x, rng):
+def betas(settings, sizes, learned, x, rotate, rng):
     """beta [B, T, K] = sigmoid(x W) (Yang et al. 2024, arXiv:2406.06484)."""
     return (jax.nn.sigmoid((x @ learned["beta"].astype(x.dtype)).astype(jnp.float32)),)
 

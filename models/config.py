@@ -71,9 +71,8 @@ def check(config, length):
     _check_memory(config)
     _check_head(config)
     for field, use in ATTENTIONS[config.name].items():
-        check_attention(
-            config[field], use=use, field=field, position=config.position, attention_dropout=config.attention_dropout
-        )
+        shared = {name: config[name] for name in ("position", "attention_dropout", "num_heads")}
+        check_attention(config[field], use=use, field=field, **shared)
 
 
 def _check_fields(config):

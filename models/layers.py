@@ -11,6 +11,7 @@ from jax import lax
 from ml_collections import FrozenConfigDict
 
 from attention.cache import KeyValueCache, cached_attention
+from attention.checks import split_rng
 from models.config import ATTENTIONS
 from models.variants import VARIANTS
 
@@ -63,7 +64,8 @@ class Attention(nnx.Module):
     PaLM, arXiv:2204.02311, section 2). Time O(T width^2) and what the variant takes (`attention.capabilities`).
 
     What variants add to this layer, and what their papers add and this one leaves out so that layers stay comparable:
-    LSH uses one projection as query and key. Linformer owns its projections over the length. Retention, gated linear
+    LSH uses one projection as query and key. Longformer owns a second set of projections for the rows of its global
+    tokens where `global_projections` says so. Linformer owns its projections over the length. Retention, gated linear
     attention and the delta rule have no normaliser, so each head of their output is divided by its root mean square;
     without the learned scale and the swish gate of their papers. Gated linear attention computes its decays from x
     through a rank of 16. The delta rule computes its step sizes from x and gives queries and keys a SiLU and unit
@@ -110,9 +112,10 @@ class Attention(nnx.Module):
           [B, T, width] in the dtype of `x`.
         """
         variant, settings = variant_of(self.config[self.field])
-        draw_rng, dropout_rng = split(rng, 2)
+        draw_rng, dropout_rng = split_rng(rng, 2)
         query, key, value = self.heads(x, x if memory is None else memory, rotate)
-        arrays = variant.arrays(settings, self.sizes, self.learned if shared is None else shared, x, draw_rng)
+        learned = self.learned if shared is None else shared
+        arrays = variant.arrays(settings, self.sizes, learned, x, rotate, draw_rng)
         attended = variant.attend(
             *(query, key, value, *arrays),
             settings=settings,
@@ -159,7 +162,8 @@ class Attention(nnx.Module):
 
     def _recur(self, x, heads, shared, **tail):
         variant, settings = variant_of(self.config[self.field])
-        arrays = variant.arrays(settings, self.sizes, self.learned if shared is None else shared, x, None)
+        learned = self.learned if shared is None else shared
+        arrays = variant.arrays(settings, self.sizes, learned, x, None, None)
         return variant.attend(*heads, *arrays, settings=settings, causal=True, return_state=True, **tail)
 
     def heads(self, x, memory, rotate):
@@ -206,11 +210,6 @@ def learned_arrays(config, *, length, rngs, field):
     variant, settings = variant_of(config[field])
     shapes = variant.learned(settings, sizes_of(config, length))
     return nnx.Dict({name: normal(rngs, shape, std) for name, (shape, std) in shapes.items()})
-
-
-def split(rng, parts):
-    """One key for each part, or None for each if there is none."""
-    return [None] * parts if rng is None else list(jax.random.split(rng, parts))
 
 
 def residual_std(depth):
@@ -282,7 +281,7 @@ class Block(nnx.Module):
 
     def __call__(self, x, rng, context):
         """Applies the layer to `x [B, T, width]`."""
-        mix_rng, feed_rng = split(rng, 2)
+        mix_rng, feed_rng = split_rng(rng, 2)
         x = x + self.mix(x, mix_rng, context)
         return x + self.feed(x, feed_rng)
 
@@ -294,7 +293,7 @@ class Block(nnx.Module):
           rng: the training step's key, None in evaluation.
           context: a `Context`.
         """
-        attention_rng, dropout_rng, cross_rng, cross_dropout_rng = split(rng, 4)
+        attention_rng, dropout_rng, cross_rng, cross_dropout_rng = split_rng(rng, 4)
         attended = self.attention(
             self.attention_norm(x),
             rotate=context.rotate,

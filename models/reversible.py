@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def reversible(branches, unroll, streams, layers, context):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def reversible(branches, streams, layers, context):
     """Runs all layers on two residual streams, with a gradient whose memory does not grow with the number of layers.
 
         y1 = x1 + f(x2);   y2 = x2 + g(y1)          backwards:   x2 = y2 - g(y1);   x1 = y1 - f(x2)
@@ -16,11 +16,11 @@ def reversible(branches, unroll, streams, layers, context):
     Gomez et al. 2017, "The Reversible Residual Network", arXiv:1707.04585, section 3.1, as Kitaev et al. 2020,
     Reformer, arXiv:2001.04451, section 3, use it: f attends, g is the MLP, norms inside. The inputs come back up to
     rounding, whatever was drawn at random is drawn again from the same keys. Time: one more forward pass. Memory of the
-    gradient beside that of the parameters: one layer's, whatever the depth.
+    gradient beside that of the parameters: one layer's, whatever the depth. The loop is never unrolled: XLA would
+    overlap layers and hold parts of several at once.
 
     Args:
       branches: (f, g), each (layer, x, rng, context) -> what it adds to a stream, shaped like it. Plain functions.
-      unroll: layers that one turn of the loop runs.
       streams: (x1, x2), float arrays of one shape.
       layers: (parameters, keys) with a leading axis over layers on every leaf; keys may be None.
       context: pytree that every layer reads. Gradients reach its float leaves and those of the parameters.
@@ -32,7 +32,7 @@ def reversible(branches, unroll, streams, layers, context):
     def forward(streams, layer):
         return _layer(branches, streams, layer, context), None
 
-    return lax.scan(forward, streams, layers, unroll=unroll)[0]
+    return lax.scan(forward, streams, layers)[0]
 
 
 def _layer(branches, streams, layer, context):
@@ -42,12 +42,12 @@ def _layer(branches, streams, layer, context):
     return y1, x2 + g(parameters, y1, g_rng, context)
 
 
-def _forward(branches, unroll, streams, layers, context):
-    streams = reversible(branches, unroll, streams, layers, context)
+def _forward(branches, streams, layers, context):
+    streams = reversible(branches, streams, layers, context)
     return streams, (streams, layers, context)
 
 
-def _backward(branches, unroll, residuals, cotangents):
+def _backward(branches, residuals, cotangents):
     streams, (parameters, rngs), context = residuals
     floats, join = _split_floats(context)
 
@@ -71,7 +71,7 @@ def _backward(branches, unroll, residuals, cotangents):
 
     zeros = [jnp.zeros_like(x) for x in floats]
     carry = streams, cotangents, zeros
-    (_, cotangents, dfloats), dparameters = lax.scan(backward, carry, (parameters, rngs), reverse=True, unroll=unroll)
+    (_, cotangents, dfloats), dparameters = lax.scan(backward, carry, (parameters, rngs), reverse=True)
     return cotangents, (dparameters, None), join(dfloats, rest=None)
 
 

@@ -22,9 +22,9 @@ class Stack(nnx.Module):
     loop, so the program does not grow with depth; without it the same parameters run unrolled, which compiles longer.
 
     Memory of the gradient: `remat` recomputes each layer in the backward pass and keeps only the inputs of layers, B T
-    width numbers each. `reversible` keeps not even those (`models.reversible`): both streams start as x and the output
-    is their mean, where Reformer concatenates, so parameters stay those of an ordinary stack; the streams are float32
-    whatever `dtype` is, as their inputs are won back by subtraction.
+    width numbers each. `reversible` keeps not even those (`models.reversible`) and always runs in the loop: both
+    streams start as x and the output is their mean, where Reformer concatenates, so parameters stay those of an
+    ordinary stack; the streams are float32 whatever `dtype` is, as their inputs are won back by subtraction.
 
     Args:
       config: the config of a decoder or an encoder; see `models.config.decoder_of`.
@@ -98,21 +98,13 @@ class Stack(nnx.Module):
 
         if config.remat:  # inside a scan XLA cannot undo the recomputation, so nothing has to prevent it
             layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
-        return lax.scan(layer, x, (self.blocks, rngs), unroll=self._unroll())[0]
+        return lax.scan(layer, x, (self.blocks, rngs), unroll=1 if config.scan_layers else config.depth)[0]
 
     def _reversible(self, x, rngs, context):
         wide = x.astype(jnp.float32)
-        first, second = reversible(
-            (_branch("mix", x.dtype), _branch("feed", x.dtype)),
-            self._unroll(),
-            (wide, wide),
-            (self.blocks, rngs),
-            context,
-        )
+        branches = _branch("mix", x.dtype), _branch("feed", x.dtype)
+        first, second = reversible(branches, (wide, wide), (self.blocks, rngs), context)
         return ((first + second) / 2).astype(x.dtype)
-
-    def _unroll(self):
-        return 1 if self.config.scan_layers else self.config.depth
 
     def _shared(self):
         return {name: dict(arrays) for name, arrays in self.shared.items()} if hasattr(self, "shared") else {}

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
+from attention.checks import split_rng
 from models.config import check, decoder_of, encoder_of, rope_settings
-from models.layers import dropout, normal, split
+from models.layers import dropout, normal
 from models.stack import Stack
 
 
@@ -125,7 +126,7 @@ class Transformer(TokenStack):
             kind = self.config.position
             raise ValueError(f"positions: a model with position={kind!r} has no use for them; leave positions=None")
         places = jnp.arange(tokens.shape[1]) if positions is None else positions
-        embed_rng, layers_rng = split(rng, 2)
+        embed_rng, layers_rng = split_rng(rng, 2)
         x = self.embed(tokens, places, embed_rng, None if segment_ids is None else segment_ids >= 0)
         return self.logits(self.layers(x, places, layers_rng, segment_ids=segment_ids))
 
@@ -228,7 +229,7 @@ class Encoder(TokenStack):
         real = (
             key_mask if segment_ids is None else segment_ids >= 0 if key_mask is None else key_mask & (segment_ids >= 0)
         )
-        embed_rng, layers_rng = split(rng, 2)
+        embed_rng, layers_rng = split_rng(rng, 2)
         places = jnp.arange(tokens.shape[1] + self.before)
         x = self.embed(tokens, places, embed_rng, real, self.first[...] if self.before else None)
         if key_mask is not None and self.before:
@@ -246,7 +247,7 @@ class EncoderDecoder(TokenStack):
         memory = encoder(embed(source));   logits = decoder(embed(target), memory) W_vocab
 
     Vaswani et al. 2017, arXiv:1706.03762, figure 1, with pre-norm layers. One embedding serves source, target and,
-    tied, the scores.
+    tied, the scores. It has no state to decode from.
 
     Args:
       config: a ConfigDict with the fields of `models.config.FIELDS["encoder_decoder"]`.
@@ -280,7 +281,7 @@ class EncoderDecoder(TokenStack):
         self.check_tokens("source", source)
         self.check_tokens("target", target)
         _check_like(source, "source", source_mask=source_mask)
-        source_rng, encoder_rng, target_rng, decoder_rng = split(rng, 4)
+        source_rng, encoder_rng, target_rng, decoder_rng = split_rng(rng, 4)
         places = jnp.arange(source.shape[1])
         x = self.embed(source, places, source_rng, source_mask)
         memory = self.encoder.layers(x, places, encoder_rng, key_mask=source_mask)

@@ -54,13 +54,16 @@ class Variant:
       settings: name -> `Setting`; a config gives every one of them beside `name`.
       mask: (settings, length, num_heads=1, *, causal=True) -> the pattern as an `attention.masks.Mask`, or None where
         no fixed pairs are masked.
-      check: (field, settings) -> None, raises ValueError for settings that do not fit one another.
+      check: (field, settings, *, position, num_heads) -> None, raises ValueError for settings that do not fit one
+        another or the model.
       learned: (settings, sizes) -> {name: (shape, standard deviation)} of the parameters the layer owns for it;
         `sizes` is a `models.layers.Sizes`.
       one_for_all: (settings) -> True where one set of `learned` serves all layers, so that the model owns it.
-      arrays: (settings, sizes, learned, x, rng) -> the arrays that follow query, key and value; `x [B, T, width]` is
-        the layer's input, `rng` the training step's key, None in evaluation.
+      arrays: (settings, sizes, learned, x, rotate, rng) -> the arrays that follow query, key and value; `x [B, T,
+        width]` is the layer's input, `rotate` what turns queries and keys or None, `rng` the training step's key, None
+        in evaluation.
       ring: (settings) -> {window, pinned} of the `KeyValueCache` it decodes from; empty where that keeps every token.
+        Raises NotImplementedError for settings that cannot decode.
       shape: (query, key) -> the same, before they rotate.
       shared_query_key: the queries are the keys, from one projection.
       normalized: each head of the output is divided by its root mean square, in place of the normaliser it lacks.
@@ -85,15 +88,27 @@ class Variant:
         return self.can.decoding == "state"
 
 
-def _check_sparse_transformer(field, settings):
+def _check_longformer(field, settings, **model):
+    if settings["global_projections"] and not settings["num_global"]:
+        raise ValueError(f"{field}.global_projections: got 1 without a global token to use them; write 0")
+    if settings["window"] * settings["dilation"] >= 2**31:
+        raise ValueError(f"{field}.dilation: wanted window * dilation below 2**31, got {settings['dilation']}; write 1")
+
+
+def _check_sparse_transformer(field, settings, *, position, num_heads):
     pattern, stride, summary = settings["pattern"], settings["stride"], settings["summary"]
-    if pattern == "strided" and summary:
-        raise ValueError(f"{field}.summary: 'strided' has no summary columns, got {summary}; write 0")
+    for name in ("summary", "summary_per_head"):
+        if pattern == "strided" and settings[name]:
+            raise ValueError(f"{field}.{name}: 'strided' has no summary columns, got {settings[name]}; write 0")
     if pattern == "fixed" and not 1 <= summary <= stride:
         raise ValueError(f"{field}.summary: wanted 1 to stride = {stride} for 'fixed', got {summary}")
+    if settings["heads"] == "split" and num_heads < 2:
+        raise ValueError(f"{field}.heads: 'split' wants a head for each factor, got num_heads = 1; write 'merged'")
+    if settings["summary_per_head"] and position in ("alibi", "t5"):
+        raise ValueError(f"{field}.summary_per_head: cannot follow the bias of position={position!r}; write 0, or rope")
 
 
-def _check_lsh(field, settings):
+def _check_lsh(field, settings, **model):
     if settings["num_buckets"] % 2:
         raise ValueError(
             f"{field}.num_buckets: wanted an even number, got {settings['num_buckets']}; write 0 to have it chosen"
@@ -122,20 +137,32 @@ VARIANTS = {
     "longformer": Variant(
         attend.longformer,
         CAPABILITIES["longformer_attention"],
-        # As window, and the first `num_global` tokens are seen by all, in an encoder see all (CLS is the first). Their
-        # own rows share the ordinary projections, where the paper trains a second set: parameters stay equal.
-        {"window": Setting(64), "num_global": Setting(8)},
+        # As window, every `dilation`-th key of it, and the first `num_global` tokens are seen by all, in an encoder see
+        # all (CLS is the first). global_projections=1: their own rows have a second set of projections, as the paper
+        # trains them; with 0 they share the ordinary ones, and variants have equally many parameters.
+        {
+            "window": Setting(64),
+            "dilation": Setting(1, minimum=1),
+            "num_global": Setting(8),
+            "global_projections": Setting(0, maximum=1),
+        },
         attend.mask_longformer,
-        ring=lambda settings: {"window": settings["window"], "pinned": settings["num_global"]},
+        _check_longformer,
+        learned=attend.globals_learned,
+        arrays=attend.global_projections,
+        ring=attend.longformer_ring,
     ),
     "sparse_transformer": Variant(
         attend.sparse_transformer,
         CAPABILITIES["sparse_transformer_attention"],
-        # `summary` belongs to "fixed"; "strided" has no summary columns and wants summary=0.
+        # heads: "merged" = one softmax over both factors, "split" = half of the heads for each. `summary` and
+        # `summary_per_head`, heads with summary columns of their own, belong to "fixed"; "strided" wants 0 for both.
         {
             "pattern": Setting("strided", choices=("strided", "fixed")),
             "stride": Setting(32, minimum=1),
             "summary": Setting(0),
+            "heads": Setting("merged", choices=("merged", "split")),
+            "summary_per_head": Setting(0, maximum=1),
         },
         attend.mask_sparse_transformer,
         _check_sparse_transformer,
@@ -155,11 +182,13 @@ VARIANTS = {
         attend.lsh,
         CAPABILITIES["lsh_attention"],
         # Training hashes anew at every step and layer, evaluation by `seed`. num_buckets=0: two for each chunk. A chunk
-        # looks at the one before, in an encoder also at the one after.
+        # looks at the one before, in an encoder also at the one after. correct_duplicates=1: a pair that meets in
+        # several rounds counts once (the paper's N_ij); with 0 as often as it meets, as in the authors' code.
         {
             "num_hashes": Setting(2, minimum=1),
             "bucket_size": Setting(32, minimum=1),
             "num_buckets": Setting(0),
+            "correct_duplicates": Setting(0, maximum=1),
             "seed": Setting(0),
         },
         check=_check_lsh,
@@ -175,7 +204,8 @@ VARIANTS = {
     "performer": Variant(
         attend.performer,
         CAPABILITIES["performer_attention"],
-        # redraw=1: new features at every training step and layer, as the paper advises; in evaluation those of `seed`.
+        # redraw=1: new features at every training step and layer; the paper redraws them periodically during training
+        # and gives no period. redraw=0, and evaluation: those of `seed`.
         {
             "num_features": Setting(64, minimum=1),
             "kernel": Setting("softmax", choices=("softmax", "relu")),
@@ -218,17 +248,18 @@ VARIANTS = {
 }
 
 
-def check_attention(attention, *, position, attention_dropout, use="decoder", field="attention"):
+def check_attention(attention, *, position, attention_dropout, num_heads, use="decoder", field="attention"):
     """Raises ValueError in one line if a model cannot be built with `attention = {name, ...settings}`.
 
     Args:
       attention: mapping; `name` is a key of `VARIANTS`, the rest are that variant's settings, all of them.
       position: the model's kind of positions; "alibi" and "t5" need scores to add to, except in cross-attention.
       attention_dropout: rate of dropout on the attention weights; more than 0 needs weights.
+      num_heads: the model's number of query heads.
       use: one of USES.
       field: the config's field that holds `attention`, for the message.
 
-    >>> check_attention({"name": "window"}, position="rope", attention_dropout=0.0)
+    >>> check_attention({"name": "window"}, position="rope", attention_dropout=0.0, num_heads=4)
     Traceback (most recent call last):
     ValueError: model.attention.window: missing for 'window'; write window=64
     """
@@ -244,7 +275,7 @@ def check_attention(attention, *, position, attention_dropout, use="decoder", fi
         if wanted not in settings:
             raise ValueError(f"{field}.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
         setting.check(f"{field}.{wanted}", settings[wanted])
-    variant.check(field, settings)
+    variant.check(field, settings, position=position, num_heads=num_heads)
     wanted, lack = USES[use]
     if not getattr(variant.can, wanted):
         raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted)}")

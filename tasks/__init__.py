@@ -20,11 +20,12 @@ A task is a module with these names; `train.py` and `eval.py` know no others.
                             -> (loss, metric, weight), float32 [rows] each: sums over what a row asks. Training lowers
                             sum(loss) / sum(weight), in nats; the metric is sum(metric) / sum(weight)
 
-`model` in `score` is a decoder, `model(tokens, rng=rng) -> [B, T, vocabulary]`, or an encoder,
-`model(tokens, key_mask=..., rng=rng) -> [B, classes]` or `[B, T, vocabulary]`; training gives `rng`, a judgement none.
+`model` in `score` is a decoder, `model(tokens, rng=rng) -> [B, T, vocabulary]`, an encoder,
+`model(tokens, key_mask=..., rng=rng) -> [B, classes]` or `[B, T, vocabulary]`, or an encoder-decoder,
+`model(source, target, rng=rng) -> [B, T, vocabulary]`; training gives `rng`, a judgement none.
 """
 
-from tasks import classification, masked_text, text
+from tasks import classification, masked_text, rewriting, text
 
 # Name in `config.task` -> its module.
-TASKS = {"text": text, "masked_text": masked_text, "classification": classification}
+TASKS = {"text": text, "masked_text": masked_text, "classification": classification, "rewriting": rewriting}

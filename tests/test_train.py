@@ -271,6 +271,22 @@ class TestOtherTasks:
         last = read_rows(tmp_path / "run" / "linear" / "seed0" / "metrics.jsonl")[-1]
         assert last["split"] == "validation" and last["bits_per_masked_byte"] > 0
 
+    def test_rewriting_trains_an_encoder_decoder(self, tmp_path, no_report):
+        flags = [f"--workdir={tmp_path / 'run'}", "--config.only=window_encoder,linformer"]
+        assert train.main(["train.py", "--config=configs/compare_rewriting.py", *TINY, *flags]) == 0
+        table, data = (read_json(tmp_path / "run" / name) for name in ("comparison.json", "data.json"))
+        assert table["metric"] == {"name": "validation token accuracy", "higher_is_better": True}
+        assert table["baselines"] == {"chance": 1 / 32} and data["validation_examples"] == 400 // 13
+        assert [variant["attention"]["name"] for variant in table["variants"]] == ["window", "linformer"]
+        for variant in table["variants"]:
+            result = read_json(tmp_path / "run" / variant["name"] / "seed0" / "result.json")
+            assert result["sizes"] == [13] * (400 // 13) and result["quality"] == sum(result["amounts"]) / 390
+        rows = read_rows(tmp_path / "run" / "linformer" / "seed0" / "metrics.jsonl")
+        assert all(0 <= row["token_accuracy"] <= 1 and row["loss"] > 0 for row in rows)
+        assert evaluation.main(["eval.py", f"--workdir={tmp_path / 'run'}"]) == 0
+        again = read_json(tmp_path / "run" / "evaluation_T13.json")
+        assert [v["quality"] for v in again["variants"]] == [v["quality"] for v in table["variants"]]
+
 
 @pytest.fixture(scope="module")
 def diverged(command, tmp_path_factory):

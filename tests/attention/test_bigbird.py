@@ -356,7 +356,7 @@ X = np.zeros((2, 13, N, 3), np.float32)
             NotImplementedError,
             r"implementation: wanted None or one of",
         ),
-        ({"num_random_blocks": 0, "dropout_rate": 0.1}, ValueError, r"rng: wanted a jax.random.key"),
+        ({"num_random_blocks": 0, "dropout_rate": 0.1}, ValueError, r"^dropout_rng: wanted a jax.random.key"),
     ],
 )
 def test_refusals(given, error, message):

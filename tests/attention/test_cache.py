@@ -13,13 +13,14 @@ import pytest
 from attention.biases import T5, ALiBi, alibi_slopes
 from attention.bigbird import bigbird_attention, bigbird_pattern, bigbird_random_blocks
 from attention.cache import KeyValueCache, cached_attention
+from attention.capabilities import CAPABILITIES
 from attention.delta_rule import delta_rule_attention
 from attention.dot_product import dot_product_attention
 from attention.gated_linear import gated_linear_attention, retention
 from attention.linear import linear_attention
-from attention.local import Blocks, local_attention
+from attention.local import local_attention
 from attention.longformer import longformer_attention, window_pattern
-from attention.masks import Dense, Keys, PerHead, Prefix, Window
+from attention.masks import Blocks, Causal, Dense, Dilated, Global, Keys, PerHead, Prefix, Window
 from attention.performer import performer_attention, performer_projection
 from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
 
@@ -30,8 +31,7 @@ BLOCKS = bigbird_random_blocks(jax.random.key(1), N, T, 3, 1, causal=True)
 TABLE = np.random.default_rng(1).standard_normal((8, N)).astype(np.float32)
 
 
-def dense(query, key, value, **settings):
-    return dot_product_attention(query, key, value, is_causal=True, implementation="reference", **settings)
+dense = functools.partial(dot_product_attention, is_causal=True, implementation="reference")
 
 
 class Variant(NamedTuple):
@@ -63,7 +63,17 @@ VARIANTS = {
         functools.partial(longformer_attention, window=3, causal=True, global_positions=np.array([0, 1])),
         {"window": 3, "pinned": 2},
     ),
+    "longformer_global_elsewhere": Variant(
+        functools.partial(longformer_attention, window=3, causal=True, global_positions=np.array([2, 11])),
+        FULL,
+        {"mask": (Window(3, 0) | Global(np.array([2, 11]))) & Causal()},
+    ),
     "longformer_dilated": Variant(
+        functools.partial(longformer_attention, window=2, dilation=3, causal=True),
+        {"window": 6},
+        {"mask": Dilated(2, 0, 3)},
+    ),
+    "longformer_dilated_by_head": Variant(
         functools.partial(longformer_attention, window=2, dilation=DILATIONS, causal=True),
         {"window": 4},
         {"mask": window_pattern(2, DILATIONS, N, causal=True)},
@@ -71,15 +81,18 @@ VARIANTS = {
     "local": Variant(
         functools.partial(local_attention, window=3, causal=True), {"window": 5}, {"mask": Blocks(3, -1, 0)}
     ),
+    "local_in_a_full_cache": Variant(
+        functools.partial(local_attention, window=3, causal=True), FULL, {"mask": Blocks(3, -1, 0)}
+    ),
     "sparse_transformer_strided": Variant(
         functools.partial(sparse_transformer_attention, pattern="strided", stride=4),
         FULL,
-        {"mask": sparse_pattern("strided", 4, None, causal=True)},
+        {"mask": sparse_pattern("strided", 4)},
     ),
     "sparse_transformer_fixed": Variant(
         functools.partial(sparse_transformer_attention, pattern="fixed", stride=5, summary=2),
         FULL,
-        {"mask": sparse_pattern("fixed", 5, 2, causal=True)},
+        {"mask": sparse_pattern("fixed", 5, summary=2)},
     ),
     "bigbird": Variant(
         functools.partial(bigbird_attention, block_size=3, random_blocks=BLOCKS, causal=True),
@@ -98,6 +111,11 @@ VARIANTS = {
     "any_function": alike(FULL, bias=[softened, ALiBi(alibi_slopes(N))]),
 }
 every = pytest.mark.parametrize("name", VARIANTS)
+
+
+def public_name(fn):
+    """The public function under a partial."""
+    return getattr(fn, "func", fn).__name__
 
 
 def empty(name, lead=(2,), dtype=jnp.float32, **changes):
@@ -177,7 +195,7 @@ def test_other_chunks_of_a_ring(chunks):
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (2, 1), (1, 2), (1, 1)])
-def test_batch_dimensions(lead, name="longformer_dilated"):
+def test_batch_dimensions(lead, name="longformer_dilated_by_head"):
     arrays = [x[: max(1, np.prod(lead, dtype=int))].reshape(*lead, *x.shape[1:]) for x in ARRAYS]
     want = parallel(name)[: max(1, np.prod(lead, dtype=int))].reshape(*lead, T, N, HV)
     out, cache = decode(name, empty(name, lead), arrays, (10, *(1,) * 13), axis=len(lead))
@@ -454,3 +472,34 @@ def test_the_linear_family(name):
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     out = np.concatenate([prompt, np.moveaxis(out, 0, 1)], axis=1)
     assert_rounding(out, np.asarray(jax.jit(fn)(*arrays)), ulps=64)
+
+
+@pytest.mark.parametrize("function", CAPABILITIES)
+def test_the_table_of_capabilities_claims_what_is_proven_here(function):
+    """Each state that it says a function decodes from has a case above, and what has a case is claimed."""
+    claim = CAPABILITIES[function].decoding
+    caches = [variant.cache for variant in VARIANTS.values() if public_name(variant.parallel) == function]
+    proven = {
+        "full cache": any("window" not in cache for cache in caches),
+        "ring buffer": any("window" in cache for cache in caches),
+        "pinned": any("pinned" in cache for cache in caches),
+        "state": any(public_name(fn) == function for fn, _ in RECURRENT.values()),
+    }
+    claimed = {words for words in proven if words in claim}
+    assert all(proven[words] for words in claimed)
+    assert any(proven.values()) == bool(claimed) == bool(claim)
+
+
+def test_global_projections_matter_in_rows_of_global_tokens_alone():
+    """So a prompt that holds these goes through `longformer_attention`, and its keys and values into the ring."""
+    others = [x[:, ::-1] for x in ARRAYS]
+    run = functools.partial(longformer_attention, window=3, causal=True, global_positions=np.array([0, 1]))
+    whole = np.asarray(
+        jax.jit(lambda *x: run(*x[:3], global_query=x[3], global_key=x[4], global_value=x[5]))(*ARRAYS, *others)
+    )
+    assert not np.allclose(whole[:, 1], parallel("longformer")[:, 1], atol=1e-3)
+    np.testing.assert_array_equal(whole[:, 2:], parallel("longformer")[:, 2:])
+    cache = empty("longformer")
+    cache = cache.append(*(x[:, :9] for x in ARRAYS[1:]), cache.next_positions(9))
+    out, _ = decode("longformer", cache, [x[:, 9:] for x in ARRAYS], (1,) * (T - 9))
+    assert_rounding(out, whole[:, 9:])

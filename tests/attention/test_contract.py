@@ -6,6 +6,9 @@ be a refusal.
 
 import functools
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -31,8 +34,9 @@ from attention import (
     retention,
     sparse_transformer_attention,
 )
-from attention.capabilities import CAPABILITIES
+from attention.capabilities import CAPABILITIES, tables
 
+ROOT = Path(attention.__file__).parent.parent
 T, N, K = 13, 6, 3
 
 
@@ -308,6 +312,14 @@ def test_one_token_sees_itself(name):
 
 
 @every
+def test_rows_average(name):
+    """Values of one give one, where the weights of a row are said to sum to 1, and nowhere else."""
+    query, key, value = ARRAYS
+    out = run(name, [query, key, np.ones_like(value)])[0]
+    assert FUNCTIONS[name].averages == np.allclose(out, 1, rtol=0, atol=64 * oracle.ULP)
+
+
+@every
 def test_vmap_and_remat(name):
     """vmap equals the batch dimension, remat the plain gradient, both at once."""
     out, gradients = oracle.value_and_vjp(jax.checkpoint(jax.vmap(FUNCTIONS[name].fn)), ARRAYS, D_OUT)
@@ -412,11 +424,21 @@ def test_every_capability_is_tried_out(function):
     able, rows = CAPABILITIES[function], [row for row in FUNCTIONS.values() if row.function == function]
     assert able.causal == any(row.causal is not False for row in rows)
     assert able.bidirectional == any(row.causal is False for row in rows)
+    assert able.softmax in ("exact", "approximated", "replaced")
+    assert able.softmax != "exact" or all(row.averages for row in rows)
 
 
 def test_the_table_names_every_attention_function():
     exported = {name for name in attention.__all__ if name.endswith("_attention") or name == "retention"}
     assert exported - {"cached_attention"} == set(CAPABILITIES)
+
+
+def test_the_table_prints_itself_without_a_warning():
+    """The package must not import the module that `python -m` is to run."""
+    command = [sys.executable, "-W", "error", "-m", "attention.capabilities"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert printed.stdout == tables() + "\n"
 
 
 @every
@@ -440,7 +462,7 @@ def test_dropout(name):
             row.fn(*ARRAYS, dropout_rate=0.5)
         return
     seed = "dropout_rng" if "dropout_rng" in inspect.signature(getattr(attention, row.function)).parameters else "rng"
-    with pytest.raises(ValueError, match=f"{seed}|rng"):
+    with pytest.raises(ValueError, match=f"^{seed}: wanted"):
         row.fn(*ARRAYS, dropout_rate=0.5)
     draw = jax.jit(jax.vmap(lambda rng: row.fn(*ARRAYS, dropout_rate=0.5, **{seed: rng})))
     outputs = np.asarray(draw(jax.random.split(SEED, 400)))

@@ -1,5 +1,7 @@
 """Our functions inside Flax's own attention modules, NNX and Linen: equal to the plain call, and honest about the rest."""
 
+import functools
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -7,29 +9,55 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attention import dot_product_attention, flax_attention_fn, linear_attention, longformer_attention
-from attention.linformer import linformer_attention
+import attention
+from attention import (
+    dot_product_attention,
+    flax_attention_fn,
+    linear_attention,
+    linformer_attention,
+    local_attention,
+    longformer_attention,
+    lsh_attention,
+    performer_projection,
+    retention,
+)
+from attention.capabilities import CAPABILITIES
 from attention.masks import Window
-from attention.performer import performer_attention, performer_projection
-from attention.reformer import lsh_attention
 
 X = np.random.default_rng(0).standard_normal((2, 13, 12)).astype(np.float32)
 REAL = np.arange(13) < np.array([[13], [7]])
-PROJECTIONS = np.random.default_rng(1).standard_normal((2, 13, 5)).astype(np.float32)
+RANDOM = np.random.default_rng(1)
+PROJECTIONS = RANDOM.standard_normal((2, 13, 5)).astype(np.float32)
+GATES = RANDOM.uniform(0.1, 0.9, (2, 13, 3)).astype(np.float32)
+SEED = jax.random.key(1)
 
-CASES = {
-    "dot_product": (dot_product_attention, {"is_causal": True}),
-    "mask": (dot_product_attention, {"mask": Window(2, 1)}),
-    "longformer": (longformer_attention, {"window": 2, "causal": True}),
-    "linear": (linear_attention, {"causal": True, "chunk_size": 4}),
-    "performer": (performer_attention, {"projection": performer_projection(jax.random.key(0), 7, 4)}),
-    "linformer": (linformer_attention, {"key_projection": PROJECTIONS[0], "value_projection": PROJECTIONS[1]}),
-    "lsh": (lsh_attention, {"query_as_key": True, "num_hashes": 2, "bucket_size": 4, "rng": jax.random.key(1)}),
+# What every attention function wants beside query, key and value, for 3 heads of width 4.
+SETTINGS = {
+    "dot_product_attention": {"is_causal": True},
+    "local_attention": {"window": 4},
+    "longformer_attention": {"window": 2, "causal": True, "global_positions": np.array([3])},
+    "bigbird_attention": {"block_size": 2, "num_random_blocks": 1, "rng": SEED},
+    "sparse_transformer_attention": {"stride": 4},
+    "lsh_attention": {"query_as_key": True, "num_hashes": 2, "bucket_size": 4, "rng": SEED},
+    "linformer_attention": {"key_projection": PROJECTIONS[0], "value_projection": PROJECTIONS[1]},
+    "performer_attention": {"projection": performer_projection(jax.random.key(0), 7, 4)},
+    "linear_attention": {"causal": True, "chunk_size": 4},
+    "efficient_attention": {},
+    "retention": {"chunk_size": 4},
+    "gated_linear_attention": {"log_decay": -GATES},
+    "delta_rule_attention": {"beta": GATES},
 }
+CASES = {name: (getattr(attention, name), settings) for name, settings in SETTINGS.items()}
+CASES["mask"] = dot_product_attention, {"mask": Window(2, 1)}
+CASES["partial"] = functools.partial(local_attention, window=2, causal=False), {"causal": True}
 
 
 def nnx_module(attend, **settings):
     return nnx.MultiHeadAttention(3, 12, decode=False, attention_fn=attend, rngs=nnx.Rngs(0), **settings)
+
+
+def test_every_function_has_a_case():
+    assert SETTINGS.keys() == CAPABILITIES.keys()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -39,14 +67,14 @@ def test_inside_nnx(case):
     module = nnx_module(flax_attention_fn(fn, **settings))
     given = {k: v for k, v in settings.items() if k != "query_as_key"} | {"key_mask": jnp.asarray(REAL)}
     query, key, value = (project(X) for project in (module.query, module.key, module.value))
-    arrays = (query, value) if case == "lsh" else (query, key, value)
+    arrays = (query, value) if fn is lsh_attention else (query, key, value)
     want = module.out(fn(*arrays, **given))
     got = module(X, mask=REAL[:, None, None, :])
     np.testing.assert_allclose(got[REAL], want[REAL], atol=1e-6)
     assert not np.allclose(got, module(X), atol=1e-3)  # the mask did something
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["dot_product_attention", "linformer_attention", "lsh_attention", "retention", "mask"])
 def test_inside_linen(case):
     fn, settings = CASES[case]
     attend = flax_attention_fn(fn, **settings)
@@ -113,4 +141,56 @@ def test_refusals():
     with pytest.raises(NotImplementedError, match="precision"):
         nnx_module(flax_attention_fn(linear_attention), precision=jax.lax.Precision.HIGHEST)(X)
     with pytest.raises(NotImplementedError, match="is_causal: linformer_attention has no causal form"):
-        nnx_module(flax_attention_fn(*CASES["linformer"][:1], **CASES["linformer"][1]))(X, is_causal=True)
+        nnx_module(flax_attention_fn(linformer_attention, **SETTINGS["linformer_attention"]))(X, is_causal=True)
+
+
+class Attend:
+    """A callable without a name of its own."""
+
+    def __call__(self, query, key, value, *, causal=False):
+        return dot_product_attention(query, key, value, is_causal=causal)
+
+
+@pytest.mark.parametrize(
+    "fn, settings",
+    [
+        (dot_product_attention, {}),
+        (dot_product_attention, {"is_causal": True}),
+        (functools.partial(dot_product_attention, is_causal=True), {}),
+        (functools.partial(dot_product_attention, is_causal=False), {"is_causal": True}),
+        (Attend(), {}),
+        (retention, {"decay": np.full(3, 0.9, np.float32)}),  # causal without a say: with a state, and no such setting
+    ],
+)
+def test_is_causal_of_the_module(fn, settings):
+    got = nnx_module(flax_attention_fn(fn, **settings))(X, is_causal=True)
+    late = X.copy()
+    late[:, 9:] += 1
+    changed = nnx_module(flax_attention_fn(fn, **settings))(late, is_causal=True)
+    np.testing.assert_array_equal(got[:, :9], changed[:, :9])
+    assert not np.allclose(got[:, 9:], changed[:, 9:], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fn, settings, name",
+    [
+        (dot_product_attention, {"is_causal": False}, "is_causal"),
+        (longformer_attention, {"window": 2, "causal": False}, "causal"),
+        (functools.partial(local_attention, window=2, causal=False), {}, "causal"),
+        (Attend(), {"causal": False}, "causal"),
+    ],
+)
+def test_two_answers_to_whether_it_is_causal(fn, settings, name):
+    with pytest.raises(ValueError, match=f"is_causal: the module says True, .* {name}=False"):
+        nnx_module(flax_attention_fn(fn, **settings))(X, is_causal=True)
+
+
+def test_callables_without_a_name_and_partials_in_messages():
+    with pytest.raises(TypeError, match="window: Attend has no such setting; it has query, key, value, causal"):
+        flax_attention_fn(Attend(), window=2)
+    with pytest.raises(NotImplementedError, match="mask: Attend takes padding alone"):
+        nnx_module(flax_attention_fn(Attend()))(X, mask=REAL[:, None, None, :])
+    with pytest.raises(TypeError, match="windows: local_attention has no such setting"):
+        flax_attention_fn(functools.partial(local_attention, windows=2))
+    with pytest.raises(TypeError, match="fn: wanted a partial of keywords alone"):
+        flax_attention_fn(functools.partial(local_attention, X))

@@ -11,6 +11,7 @@ import pytest
 
 from attention import masks, schedule
 from attention.masks import (
+    Blocks,
     Causal,
     Dense,
     Dilated,
@@ -62,6 +63,8 @@ DEFINITIONS = {
     "fixed": (Fixed(5, 2), lambda i, j: (i // 5 == j // 5) | (j % 5 >= 3)),
     "fixed_without_summary": (Fixed(5, 0), lambda i, j: i // 5 == j // 5),
     "fixed_all_summary": (Fixed(5, 5), lambda i, j: j == j),
+    "blocks": (Blocks(5, -1, 2), lambda i, j: (j // 5 - i // 5 >= -1) & (j // 5 - i // 5 <= 2)),
+    "blocks_behind": (Blocks(4, -3, -2), lambda i, j: (j // 4 - i // 4 >= -3) & (j // 4 - i // 4 <= -2)),
     "global": (Global([2, 17, -1, 2]), lambda i, j: np.isin(i, [2, 17]) | np.isin(j, [2, 17])),
     "global_run": (Global(np.arange(4, 9)), lambda i, j: ((i >= 4) & (i < 9)) | ((j >= 4) & (j < 9))),
     "prefix": (Prefix(6), lambda i, j: j < 6),
@@ -80,12 +83,12 @@ DEFINITIONS = {
 TIGHT_EMPTY = [
     *("full", "causal", "window", "window_open_left", "window_open_right", "window_all", "window_of_the_past"),
     *("strided", "strided_by_one", "fixed", "fixed_without_summary", "fixed_all_summary", "global", "global_run"),
-    *("prefix", "prefix_of_nothing", "random_blocks", "dilated_by_one"),
+    *("prefix", "prefix_of_nothing", "blocks", "blocks_behind", "random_blocks", "dilated_by_one"),
 ]
 TIGHT_FULL = [
     *("full", "causal", "window", "window_open_left", "window_open_right", "window_all", "window_of_the_past"),
     *("strided", "strided_by_one", "fixed_without_summary", "fixed_all_summary", "global_run", "prefix"),
-    "prefix_of_nothing",
+    *("prefix_of_nothing", "blocks", "blocks_behind"),
 ]
 
 
@@ -384,6 +387,9 @@ def test_masks_draw_themselves():
         (lambda: Fixed(4, 5), ValueError, r"Fixed.summary: wanted at most stride = 4, got 5"),
         (lambda: Global([0.5]), ValueError, r"Global.positions: wanted integers, got dtype float64"),
         (lambda: Prefix(2.0), ValueError, r"Prefix.n: wanted integers, got dtype float32"),
+        (lambda: Blocks(0, -1, 1), ValueError, r"Blocks.size: wanted an int >= 1, got 0"),
+        (lambda: Blocks(4, None, 1), ValueError, r"Blocks.first: wanted an int, got None"),
+        (lambda: Blocks(4, 0, 0.5), ValueError, r"Blocks.last: wanted an int, got 0.5"),
         (lambda: RandomBlocks(np.zeros((2, 3), int), 4), ValueError, r"RandomBlocks.blocks: wanted \[N, query blocks, R"),
         (lambda: RandomBlocks(np.zeros((1, 2, 3)), 4), ValueError, r"RandomBlocks.blocks: wanted integers"),
         (lambda: RandomBlocks(BLOCKS, 0), ValueError, r"RandomBlocks.block_size: wanted an int >= 1, got 0"),

@@ -1,5 +1,6 @@
 """Sampling: what each setting keeps, what is drawn, and that a model continues a text as its parallel form would."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -104,6 +105,17 @@ def test_each_token_follows_the_one_before(length):
     assert model.log[2:] in ([("step", (2, 1))], [("step", (2, 1))] * 2)  # traced once or twice, never once a token
 
 
+@pytest.mark.parametrize("count, rest", [(2, 3), (3, 1), (1, 2), (0, 3)])
+def test_a_long_prompt_is_read_in_chunks(count, rest):
+    """Chunks of one size in a scan, which is traced once or twice, then what is left, then token by token."""
+    model, prompt = Counter(), jnp.arange(2 * (3 * count + rest)).reshape(2, -1) % 10
+    out = generate(model, prompt, length=4, temperature=0, chunk_size=3)
+    np.testing.assert_array_equal(out, (prompt[:, -1:] + 1 + np.arange(4)) % 10)
+    steps = [shape for _, shape in model.log[1:]]
+    assert list(dict.fromkeys(steps)) == list(dict.fromkeys([(2, 3)] * count + [(2, rest), (2, 1)]))
+    assert len(steps) <= 5
+
+
 def test_draws_depend_on_the_rng_alone():
     class Uniform(Counter):
         def step(self, tokens, state):
@@ -148,6 +160,31 @@ def test_a_transformer_goes_on_as_its_parallel_form_would(attention):
     logits = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens))(state, jnp.concatenate([prompt, out], 1))
     np.testing.assert_array_equal(out, logits[:, 3:-1].argmax(-1))
     assert len(np.unique(out)) > 3
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"name": "full"},
+        {"name": "window", "window": 3},
+        {"name": "linear", "chunk_size": 3, "feature_map": "elu_plus_one"},
+    ],
+)
+def test_a_transformer_reads_a_prompt_in_chunks_as_at_once(attention):
+    config = get_config().model
+    config.update({"width": 8, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "mlp_width": 8, "attention": attention})
+    graph, state = nnx.split(Transformer(config, length=20, rngs=nnx.Rngs(0)))
+    state = jax.tree.map(lambda x: x * 10, state)
+    prompt = jnp.asarray(np.random.default_rng(2).integers(0, 256, (2, 11)))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(state, size):
+        return generate(nnx.merge(graph, state), prompt, length=8, temperature=0, chunk_size=size)
+
+    at_once = run(state, 11)
+    for size in (4, 5):  # a rest of 3, a rest of 1
+        np.testing.assert_array_equal(run(state, size), at_once)
+    assert len(np.unique(at_once)) > 3
 
 
 def parsed(*arguments):

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import compare_classification
+from configs import compare_classification, compare_rewriting
 from configs.compare_text import get_config
 from experiment import settings
 
@@ -90,6 +90,14 @@ class TestParse:
         config.variants = ConfigDict({"full": config.variants.full})
         settings.check(config)
 
+    @pytest.mark.parametrize("field", ["cross_attention.name=linear", "attention={'name': 'linear'}"])
+    def test_attention_that_every_variant_sets_is_refused_in_any_field(self, field):
+        with pytest.raises(settings.SettingsError, match="every variant sets its own; change config.variants.full.mod"):
+            parse("--config=configs/compare_rewriting.py", f"--config.model.{field}")
+        parse(
+            "--config=configs/compare_rewriting.py", "--config.model.decoder_attention={'name': 'window', 'window': 5}"
+        )
+
     def test_attention_can_be_chosen_once_the_variants_are_dropped(self):
         config = parse("--config.variants={}", "--config.model.attention={'name': 'window', 'window': 5}")
         assert list(settings.variants(config)) == ["window"]
@@ -101,7 +109,7 @@ class TestParse:
 
 
 class TestCheck:
-    @pytest.mark.parametrize("shipped", [get_config, compare_classification.get_config])
+    @pytest.mark.parametrize("shipped", [get_config, compare_classification.get_config, compare_rewriting.get_config])
     def test_shipped_config_passes(self, shipped):
         settings.check(shipped())
 
@@ -182,6 +190,13 @@ class TestVariants:
         new = settings.variants(config)["new"]
         assert new.model.attention.to_dict() == {"name": "window", "window": 5}
         assert (new.model.width, new.model.depth) == (64, config.model.depth)
+
+    def test_every_kind_of_attention_is_replaced_as_a_whole(self):
+        config = compare_rewriting.get_config()
+        for field in settings.ATTENTIONS:
+            config.model[field] = ConfigDict({"name": "window", "window": 5})
+            config.variants = ConfigDict({"new": {"model": {field: {"name": "linear", "chunk_size": 3}}}})
+            assert settings.variants(config)["new"].model[field].to_dict() == {"name": "linear", "chunk_size": 3}
 
     def test_order_is_that_of_the_config(self):
         assert list(settings.variants(get_config())) == list(get_config().variants) != sorted(get_config().variants)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ATTENTION, EXACT_CAUSAL, can
+from cases import ATTENTION, DECODING, EXACT_CAUSAL, can
 from flax import nnx
 from harness import assert_trees_agree, build
 
@@ -33,7 +33,7 @@ def decoded(model, tokens, pieces, capacity=T):
     return jnp.concatenate(parts, axis=1), step._cache_size()
 
 
-@pytest.mark.parametrize("case", EXACT_CAUSAL)
+@pytest.mark.parametrize("case", DECODING)
 def test_steps_equal_the_whole(tiny, tokens, case):
     """A prompt, then token by token; BigBird's last block is the capacity's, which here is the text's."""
     model = model_of(tiny(attention=ATTENTION[case], depth=2))
@@ -42,7 +42,7 @@ def test_steps_equal_the_whole(tiny, tokens, case):
     assert compiled == 2  # the prompt, and one program for every token
 
 
-@pytest.mark.parametrize("case", ["window", "local", "longformer", "retention"])
+@pytest.mark.parametrize("case", ["window", "local", "longformer", "longformer dilated", "retention"])
 def test_what_forgets_decodes_beyond_the_capacity(tiny, tokens, case):
     model = model_of(tiny(attention=ATTENTION[case], depth=2))
     logits, _ = decoded(model, tokens, [4, 5, 4], capacity=1)
@@ -57,6 +57,7 @@ def test_a_full_cache_refuses_more_than_it_holds(tiny, tokens):
     assert np.isfinite(logits[:, :7]).all() and np.isnan(logits[:, 7:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"position": "alibi"}, {"position": "t5", "scan_layers": False}, {"position": "learned"}, {"position": "sinusoidal"},
     {"position": "none", "reversible": True}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
@@ -76,13 +77,15 @@ def test_bfloat16_decodes(tiny, tokens, case):
     assert error < 16 * 2.0**-8  # bfloat16 keeps 8 bits; some roundings fall elsewhere
 
 
-def test_steps_write_in_place_when_the_state_is_donated(tiny, tokens):
-    for scan_layers in (True, False):
-        model = model_of(tiny(depth=2, scan_layers=scan_layers))
-        step, state = jax.jit(model.step, donate_argnums=1), model.start(B, T)
-        for i in range(3):
-            _, state = step(tokens[:, i : i + 1], state)
-        assert int(state.length) == 3
+@pytest.mark.parametrize("attention", [{"name": "full"}, {"name": "window", "window": 4095}])
+def test_steps_write_in_place_when_the_state_is_donated(tiny, tokens, attention):
+    """Every byte of the state is written over, and a step sets aside less than a copy of one layer's keys."""
+    model = model_of(tiny(depth=2, width=96, num_kv_heads=2, scan_layers=False, attention=attention))
+    state = model.start(B, 4096)
+    memory = jax.jit(model.step, donate_argnums=1).lower(tokens[:, :1], state).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == sum(x.nbytes for x in jax.tree.leaves(state))
+    scores = 4 * B * 2 * 4096  # float32, one a query head and slot
+    assert memory.temp_size_in_bytes < 8 * scores < state.layers[0].key.nbytes
 
 
 def test_states_are_ordinary_trees_by_row(tiny, tokens):
@@ -98,6 +101,7 @@ def test_states_are_ordinary_trees_by_row(tiny, tokens):
 def test_refuses_to_decode(tiny):
     for changes, message in [
         ({"attention": ATTENTION["lsh"]}, "model.attention.name: 'lsh' has no state to decode from"),
+        ({"attention": ATTENTION["longformer projected"]}, "global_projections: the rows of global tokens read keys"),
         (
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 5}},
             "model.rope_scaling: dynamic scaling would turn earlier keys anew",

@@ -10,7 +10,7 @@ import pytest
 from cases import ATTENTION, CAUSAL, can
 from flax import nnx
 
-from attention import biases, dot_product_attention
+from attention import biases, dot_product_attention, lsh_attention
 from models.attend import no_mask
 from models.layers import (
     MLP,
@@ -68,10 +68,57 @@ def test_window_counts_the_keys_on_its_sides():
 
 
 def test_longformer_prefix_is_seen_by_all_and_in_an_encoder_sees_all():
-    kind, settings = VARIANTS["longformer"], {"window": 2, "num_global": 2}
+    kind, settings = VARIANTS["longformer"], ATTENTION["longformer"]
     causal, both = (np.asarray(kind.mask(settings, T, causal=c).dense(T, T)) for c in (True, False))
     assert causal[10].nonzero()[0].tolist() == [0, 1, 8, 9, 10]
     assert both[:2].all() and both[:, :2].all()
+
+
+def test_a_dilated_window_skips_keys():
+    kind, settings = variant_of(ATTENTION["longformer dilated"])
+    causal, both = (np.asarray(kind.mask(settings, T, causal=c).dense(T, T)) for c in (True, False))
+    assert causal[8].nonzero()[0].tolist() == [0, 2, 5, 8]
+    assert both[5].nonzero()[0].tolist() == [0, 2, 5, 8, 11]
+
+
+def test_sparse_transformer_splits_its_heads_and_gives_them_columns_of_their_own():
+    def seen(case):
+        kind, settings = variant_of(ATTENTION[case])
+        return [row.nonzero()[0].tolist() for row in np.asarray(kind.mask(settings, T, num_heads=2).dense(T, T))[:, 12]]
+
+    assert seen("strided split") == [[8, 9, 10, 11, 12], [2, 7, 12]]
+    assert seen("fixed per head") == [[3, 4, 8, 9, 10, 11, 12], [1, 2, 6, 7, 10, 11, 12]]
+
+
+@pytest.mark.parametrize("name", ["transformer", "encoder"])
+def test_only_the_rows_of_global_tokens_read_through_the_global_projections(tiny, name):
+    layer, shared = (
+        Attention(tiny(name=name, attention=ATTENTION[case]), length=T, rngs=nnx.Rngs(0))
+        for case in ("longformer projected", "longformer")
+    )
+    assert {name: x.shape for name, x in layer.learned.items()} == {
+        "global_query": (12, 2, 6), "global_key": (12, 1, 6), "global_value": (12, 1, 6)
+    }  # fmt: skip
+    x = jax.random.normal(jax.random.key(1), (2, T, 12))
+    rotate = lambda x: x * jnp.arange(1.0, 1 + T)[:, None, None]  # noqa: E731
+    got, wanted = (jax.jit(lambda x, layer=layer: layer(x, rotate=rotate))(x) for layer in (layer, shared))
+    np.testing.assert_array_equal(got[:, 2:], wanted[:, 2:])
+    assert (got[:, :2] != wanted[:, :2]).any(-1).all()
+    ordinary = {f"global_{name}": getattr(layer, name)[...] for name in ("query", "key", "value")}
+    same = jax.jit(lambda x: layer(x, rotate=rotate, shared=ordinary))(x)
+    np.testing.assert_allclose(same, wanted, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("correct", [0, 1])
+def test_lsh_counts_a_pair_as_its_setting_says(correct):
+    kind, settings = variant_of(ATTENTION["lsh"] | {"correct_duplicates": correct})
+    query, value = heads(2), heads(1, 1)
+    rng = jax.random.key(3)
+    sizes = {"num_hashes": 2, "bucket_size": 3, "num_buckets": 4, "rng": rng, "causal": True}
+    got = kind.attend(query, query, value, rng, settings=settings, causal=True)
+    wanted, other = (lsh_attention(query, value, correct_duplicates=c, **sizes) for c in (bool(correct), not correct))
+    np.testing.assert_array_equal(got, wanted)
+    assert (got != other).any()
 
 
 def test_bigbird_pattern_is_a_function_of_the_seed():
@@ -109,7 +156,10 @@ def test_attention_dropout_is_honoured(tiny, case):
     assert (dropped(first) != jax.jit(layer)(x)).any(-1).mean() > 0.5
 
 
-@pytest.mark.parametrize("case", [case for case in CAUSAL if can(case).bias])
+# Rows of global tokens have values of their own, and heads with columns of their own take no bias.
+@pytest.mark.parametrize(
+    "case", [case for case in CAUSAL if can(case).bias and case not in ("longformer projected", "fixed per head")]
+)
 def test_bias_is_honoured(tiny, case):
     layer = Attention(tiny(attention=ATTENTION[case]), length=T, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, T, 12))
@@ -141,7 +191,7 @@ def test_linformer_owns_what_its_sharing_says(tiny, case):
 def test_gates_of_the_linear_family(tiny):
     x = 5 * jax.random.normal(jax.random.key(1), (2, T, 12))
     decays, betas = (
-        VARIANTS[name].arrays({}, layer.sizes, layer.learned, x, None)[0]
+        VARIANTS[name].arrays({}, layer.sizes, layer.learned, x, None, None)[0]
         for name in ("gated_linear", "delta_rule")
         for layer in [Attention(tiny(attention=ATTENTION[name]), length=T, rngs=nnx.Rngs(0))]
     )
@@ -237,15 +287,15 @@ REFUSED = [
     ({"name": "window", "window": 2.0}, "model.attention.window: wanted an integer from 0 to 2147483647, got 2.0"),
     ({"name": "window", "window": True}, "model.attention.window: wanted an integer from 0 to 2147483647, got True"),
     (
-        {"name": "sparse_transformer", "pattern": "diagonal", "stride": 5, "summary": 0},
+        ATTENTION["strided"] | {"pattern": "diagonal"},
         "model.attention.pattern: got 'diagonal'; write one of strided, fixed",
     ),
     (
-        {"name": "sparse_transformer", "pattern": "strided", "stride": 0, "summary": 0},
+        ATTENTION["strided"] | {"stride": 0},
         "model.attention.stride: wanted an integer from 1 to 2147483647, got 0",
     ),
     (
-        {"name": "sparse_transformer", "pattern": "strided", "stride": 5, "summary": 1},
+        ATTENTION["strided"] | {"summary": 1},
         "model.attention.summary: 'strided' has no summary columns, got 1; write 0",
     ),
     (
@@ -253,13 +303,26 @@ REFUSED = [
         "model.attention.seed: wanted an integer from 0 to 2147483647, got 2147483648; write 0",
     ),
     (
-        {"name": "sparse_transformer", "pattern": "fixed", "stride": 5, "summary": 6},
+        ATTENTION["fixed"] | {"summary": 6},
         "model.attention.summary: wanted 1 to stride = 5 for 'fixed', got 6",
     ),
     (
         {"name": "linear", "chunk_size": 5, "feature_map": "gelu"},
         "model.attention.feature_map: got 'gelu'; write one of elu_plus_one, relu",
     ),
+    (
+        ATTENTION["strided"] | {"summary_per_head": 1},
+        "model.attention.summary_per_head: 'strided' has no summary columns, got 1; write 0",
+    ),
+    (
+        ATTENTION["longformer projected"] | {"num_global": 0},
+        "model.attention.global_projections: got 1 without a global token to use them; write 0",
+    ),
+    (
+        ATTENTION["longformer"] | {"window": 2**20, "dilation": 2**11},
+        "model.attention.dilation: wanted window * dilation below 2**31, got 2048; write 1",
+    ),
+    (ATTENTION["longformer"] | {"dilation": 0}, "model.attention.dilation: wanted an integer from 1 to"),
     (ATTENTION["lsh"] | {"num_buckets": 3}, "model.attention.num_buckets: wanted an even number, got 3; write 0"),
     (ATTENTION["performer"] | {"redraw": 2}, "model.attention.redraw: wanted an integer from 0 to 1, got 2; write 0"),
     (
@@ -272,20 +335,41 @@ REFUSED = [
 @pytest.mark.parametrize("attention, message", REFUSED)
 def test_refuses_settings(attention, message):
     with pytest.raises(ValueError) as error:
-        check_attention(attention, position="rope", attention_dropout=0.0)
+        check_attention(attention, position="rope", attention_dropout=0.0, num_heads=2)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_refuses_settings_that_the_model_cannot_follow():
+    for case, name, changes, message in (
+        (
+            "strided split",
+            "heads",
+            {"num_heads": 1},
+            "'split' wants a head for each factor, got num_heads = 1; write 'merged'",
+        ),
+        (
+            "fixed per head",
+            "summary_per_head",
+            {"position": "t5"},
+            "cannot follow the bias of position='t5'; write 0, or rope",
+        ),
+    ):
+        model = {"position": "rope", "attention_dropout": 0.0, "num_heads": 2}
+        check_attention(ATTENTION[case], **model)
+        with pytest.raises(ValueError, match=f"model.attention.{name}: {message}"):
+            check_attention(ATTENTION[case], **model | changes)
 
 
 @pytest.mark.parametrize("position", ["alibi", "t5"])
 def test_refuses_a_bias_without_scores(position):
     with pytest.raises(ValueError, match=f"model.position: 'linear' has no scores for '{position}'"):
-        check_attention(ATTENTION["linear"], position=position, attention_dropout=0.0)
+        check_attention(ATTENTION["linear"], position=position, attention_dropout=0.0, num_heads=2)
 
 
 def test_refuses_dropout_without_weights():
     with pytest.raises(ValueError, match="model.attention_dropout: 'linear' has no weights to drop"):
-        check_attention(ATTENTION["linear"], position="rope", attention_dropout=0.1)
+        check_attention(ATTENTION["linear"], position="rope", attention_dropout=0.1, num_heads=2)
 
 
 @pytest.mark.parametrize("use, names", [
@@ -302,13 +386,14 @@ def test_refuses_a_use_before_compiling(use, names):
                 {"name": name, **examples(name)},
                 position="rope",
                 attention_dropout=0.0,
+                num_heads=2,
                 use=use,
                 field="cross_attention",
             )
 
 
 def test_cross_attention_has_no_positions_to_refuse():
-    check_attention(ATTENTION["linear"], position="alibi", attention_dropout=0.0, use="cross")
+    check_attention(ATTENTION["linear"], position="alibi", attention_dropout=0.0, num_heads=2, use="cross")
 
 
 @pytest.mark.parametrize("missing, argument", [
@@ -325,5 +410,5 @@ def test_refuses_what_would_be_ignored(tiny, monkeypatch, missing, argument):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_examples_are_accepted(name):
     use = "decoder" if VARIANTS[name].can.causal else "encoder"
-    check_attention({"name": name, **examples(name)}, position="rope", attention_dropout=0.0, use=use)
+    check_attention({"name": name, **examples(name)}, position="rope", attention_dropout=0.0, num_heads=2, use=use)
     assert all(isinstance(kind, Setting) for kind in VARIANTS[name].settings.values())

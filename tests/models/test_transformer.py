@@ -140,6 +140,7 @@ def test_every_parameter_learns(tiny, tokens, position):
     assert_everything_learns(value_and_gradient(tiny(position=position, tie_embeddings=False), tokens)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", CAUSAL)
 def test_every_variant_learns(tiny, tokens, attention):
     config = tiny(attention=ATTENTION[attention], depth=2)
