@@ -10,6 +10,9 @@ MATRICES = {
     ("query", 4): MuonDimensionNumbers(1, (2, 3)),  # [depth, width, N, H]
     ("key", 4): MuonDimensionNumbers(1, (2, 3)),
     ("value", 4): MuonDimensionNumbers(1, (2, 3)),
+    ("global_query", 4): MuonDimensionNumbers(1, (2, 3)),
+    ("global_key", 4): MuonDimensionNumbers(1, (2, 3)),
+    ("global_value", 4): MuonDimensionNumbers(1, (2, 3)),
     ("out", 4): MuonDimensionNumbers((1, 2), 3),  # [depth, N, H, width]
     ("into", 3): MuonDimensionNumbers(1, 2),  # [depth, width, mlp_width]
     ("out", 3): MuonDimensionNumbers(1, 2),

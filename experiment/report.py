@@ -92,7 +92,7 @@ def _pictures(comparison, settings):
     length = number(settings, "data", "length")
     if length is None:
         return []
-    causal = (settings.get("model") or {}).get("name") != "encoder"
+    causal = (settings.get("model") or {}).get("name", "transformer") == "transformer"
     return [patterns.pattern(v["name"], v.get("attention") or {}, length, causal) for v in comparison["variants"]]
 
 

@@ -52,6 +52,7 @@ class Row(NamedTuple):
     self_attention: bool = True  # a masked token is a query too, and may then hold NaN in it
     ends_matter: bool = False  # the pattern depends on the length, so padding changes it
     averages: bool = True  # the weights of a row sum to 1
+    slow: bool = False  # a second form of a function, for the long run
     key_refusals: bool = True  # complains about keys and values in the words of the others
 
 
@@ -130,7 +131,8 @@ FUNCTIONS = {
     "sparse_transformer_strided": Row("sparse_transformer_attention", causal(SPARSE, pattern="strided"), True),
     "sparse_transformer_fixed": Row("sparse_transformer_attention", causal(SPARSE, pattern="fixed", causal=False)),
     "sparse_transformer_by_head": Row(
-        "sparse_transformer_attention", causal(SPARSE, pattern="fixed", summary=2, summary_per_head=True), True
+        "sparse_transformer_attention",
+        causal(SPARSE, pattern="fixed", summary=2, summary_per_head=True), True, slow=True,
     ),
     "sparse_transformer_split": Row("sparse_transformer_attention", causal(SPARSE, heads="split"), True),
     "bigbird": Row("bigbird_attention", BIGBIRD, ends_matter=True),
@@ -138,28 +140,30 @@ FUNCTIONS = {
         "bigbird_attention", causal(BIGBIRD, causal=True, num_random_blocks=0, num_global_blocks=0), True
     ),
     "bigbird_listed": Row("bigbird_attention", bigbird_listed, ends_matter=True),
-    "bigbird_etc": Row("bigbird_attention", causal(BIGBIRD, num_global_tokens=3), ends_matter=True),
+    "bigbird_etc": Row("bigbird_attention", causal(BIGBIRD, num_global_tokens=3), ends_matter=True, slow=True),
     "lsh": Row("lsh_attention", lsh, ends_matter=True, key_refusals=False),
     "lsh_causal": Row("lsh_attention", causal(lsh, causal=True), None, ends_matter=True, key_refusals=False),
     "linformer": Row("linformer_attention", linformer, self_attention=False, averages=False),
     "performer": Row("performer_attention", performer, self_attention=False),
     "performer_causal": Row("performer_attention", causal(performer, causal=True), True),
-    "performer_relu": Row("performer_attention", causal(performer, causal=True, kernel="relu"), True),
+    "performer_relu": Row("performer_attention", causal(performer, causal=True, kernel="relu"), True, slow=True),
     "linear": Row("linear_attention", LINEAR, self_attention=False),
     "linear_causal": Row("linear_attention", causal(LINEAR, causal=True), True),
     "efficient": Row("efficient_attention", EFFICIENT, self_attention=False, averages=False),
     "retention": Row("retention", RETENTION, True, averages=False),
     "gated": Row("gated_linear_attention", gated, True, averages=False),
-    "gated_by_head": Row("gated_linear_attention", gated_by_head, True, averages=False),
+    "gated_by_head": Row("gated_linear_attention", gated_by_head, True, averages=False, slow=True),
     "delta_rule": Row("delta_rule_attention", delta, True, averages=False),
-    "gated_delta_rule": Row("delta_rule_attention", gated_delta, True, averages=False),
+    "gated_delta_rule": Row("delta_rule_attention", gated_delta, True, averages=False, slow=True),
 }  # fmt: skip
 
 *ARRAYS, D_OUT, _ = oracle.inputs(T, None, N, K)
 REAL = np.ones((2, T), bool)
 ONE_DOCUMENT = np.zeros((2, T), np.int32)
 
-every = pytest.mark.parametrize("name", FUNCTIONS)
+every = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if row.slow else name for name, row in FUNCTIONS.items()]
+)
 
 
 def packs(name):

@@ -126,6 +126,7 @@ def test_reversible_and_scan_and_remat_compute_what_they_should(tiny, tokens, ke
 ENCODER_DECODER = {"name": "encoder_decoder", "depth": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cross", CROSS)
 def test_the_decoder_reads_the_source_and_not_its_padding(tiny, tokens, key_mask, cross):
     config = tiny(**ENCODER_DECODER, cross_attention=ATTENTION[cross])

@@ -57,6 +57,7 @@ def test_equals_a_plain_loop_in_values_and_gradients(drawn):
     assert_trees_agree(got, wanted, roundings=4 * 10 * 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["full", "lsh", "linformer layerwise"])
 def test_the_model_replays_what_was_drawn(tiny, tokens, monkeypatch, case):
     """Dropout and LSH's rotations are drawn again in the backward pass: the gradient is that of the plain loop."""

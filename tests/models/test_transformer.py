@@ -85,6 +85,7 @@ def test_a_packed_document_reads_as_if_alone(tiny, tokens, attention):
     assert_trees_agree(packed, apply(state, tokens[:, 5:]), roundings=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", CAUSAL)
 def test_one_token(tiny, tokens, attention):
     apply, state = build(tiny(attention=ATTENTION[attention], depth=2))
