@@ -194,6 +194,7 @@ def test_other_chunks_of_a_ring(chunks):
         assert_rounding(decode(name, empty(name), ARRAYS, chunks)[0], parallel(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lead", [(), (1,), (2, 1), (1, 2), (1, 1)])
 def test_batch_dimensions(lead, name="longformer_dilated_by_head"):
     arrays = [x[: max(1, np.prod(lead, dtype=int))].reshape(*lead, *x.shape[1:]) for x in ARRAYS]

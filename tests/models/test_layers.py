@@ -40,6 +40,7 @@ def test_every_variant_is_covered():
     assert {attention["name"] for attention in ATTENTION.values()} == VARIANTS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MASKED)
 @pytest.mark.parametrize("length, causal", [(1, True), (7, False), (T, True), (T, False)])
 def test_attends_where_its_mask_says(case, length, causal):
