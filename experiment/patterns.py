@@ -76,7 +76,7 @@ def _mask(settings: dict, length: int, causal: bool):
 def _sees(settings: dict) -> str:
     from models.variants import VARIANTS
 
-    return VARIANTS[settings["name"]].can.sees
+    return VARIANTS[settings["name"]].can.sees.replace("`", "")
 
 
 def _shrunk(settings: dict, length: int) -> dict:

@@ -19,7 +19,8 @@ def scaling(model, settings):
 
     Returns:
       {"lengths", "forward_ms", "train_ms" (forward and backward), "temporary_bytes" (of the training pass),
-      "time_exponent" (of train_ms), "memory_exponent"}, or None if `seconds` is 0.
+      "time_exponent" (of train_ms), "memory_exponent"}, or None if `seconds` is 0. Two lengths are too few for an
+      exponent to mean anything: None.
     """
     if not settings.seconds or not settings.lengths:
         return None
@@ -36,8 +37,8 @@ def scaling(model, settings):
         "forward_ms": forward,
         "train_ms": train,
         "temporary_bytes": temporary,
-        "time_exponent": measure.exponent(lengths, train),
-        "memory_exponent": measure.exponent(lengths, temporary),
+        "time_exponent": measure.exponent(lengths, train) if len(lengths) > 2 else None,
+        "memory_exponent": measure.exponent(lengths, temporary) if len(lengths) > 2 else None,
     }
 
 
