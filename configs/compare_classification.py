@@ -9,6 +9,11 @@ python train.py --config=configs/compare_classification.py --config.only=full,li
 The same encoders as masked language models:
 python train.py --config=configs/compare_classification.py --config.task=masked_text --config.data.name=python_stdlib \
     --config.model.vocab_size=257 --workdir=runs/masked_text
+
+Measured by the first command on 2026-11-24, two cores (AMD EPYC) shared with other work, ten minutes of training, one
+seed; accuracy on held-out files, standard error over files 0.034 to 0.039: performer 0.562, full 0.557,
+sparse_transformer 0.549, linear 0.547, window 0.543, local 0.541, efficient 0.539, bigbird 0.533, longformer 0.529,
+lsh 0.525, linformer 0.307; naive Bayes on bytes 0.504, majority 0.166. At this budget the variants are not told apart.
 """
 
 from ml_collections import ConfigDict
