@@ -79,6 +79,14 @@ def check_segments(query_segment_ids, key_segment_ids, lead, T, S) -> Segments |
     )
 
 
+def check_same_segments(query_segment_ids, key_segment_ids):
+    """Raises ValueError where both are known and differ: for functions in which a token has one document."""
+    traced = any(isinstance(ids, jax.core.Tracer) for ids in (query_segment_ids, key_segment_ids))
+    same = query_segment_ids is key_segment_ids
+    if not traced and not same and np.any(np.asarray(query_segment_ids) != np.asarray(key_segment_ids)):
+        raise ValueError("key_segment_ids: wanted the same ids as query_segment_ids; hide single keys by key_mask")
+
+
 def check_mask(mask, lead, N, T, S) -> Mask:
     """`mask` as a `Mask` whose arrays all fit the batch, the heads and the lengths."""
     if not isinstance(mask, Mask) and not hasattr(mask, "dtype"):

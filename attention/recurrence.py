@@ -5,10 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_arrays, check_broadcast, check_int, check_segments, check_vector
+from .checks import (
+    accumulation_dtype,
+    check_arrays,
+    check_broadcast,
+    check_int,
+    check_same_segments,
+    check_segments,
+    check_vector,
+)
 
 
 class Tokens(NamedTuple):
@@ -244,9 +251,7 @@ def packing(query_ids, key_ids, lead, T, S, with_state):
             f"query_segment_ids: packing needs as many queries as keys, got T = {T} and S = {S}; attend each document "
             "on its own, or use dot_product_attention"
         )
-    traced = any(isinstance(ids, jax.core.Tracer) for ids in (query_ids, key_ids))
-    if not traced and query_ids is not key_ids and np.any(np.asarray(query_ids) != np.asarray(key_ids)):
-        raise ValueError("key_segment_ids: wanted the same ids as query_segment_ids; hide single keys by key_mask")
+    check_same_segments(query_ids, key_ids)
     query_ids, key_ids = jnp.broadcast_arrays(segments.query_ids, segments.key_ids)
     real = (query_ids == key_ids) & (key_ids >= 0)
     latest = lax.cummax(jnp.where(real, jnp.arange(T), 0), axis=real.ndim - 1)  # the last real token up to here

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .checks import accumulation_dtype, check_dropout, check_int, check_rng, check_segments, check_vector, quiet_padding
+from .checks import (
+    accumulation_dtype,
+    check_dropout,
+    check_int,
+    check_rng,
+    check_same_segments,
+    check_segments,
+    check_vector,
+    quiet_padding,
+)
 from .merge import merge
 from .tile import plain_promotion
 
@@ -369,9 +378,7 @@ def _documents(query_ids, key_ids, lead, T):
     segments = check_segments(query_ids, key_ids, lead, T, T)
     if segments is None:
         return None
-    traced = any(isinstance(ids, jax.core.Tracer) for ids in (query_ids, key_ids))
-    if not traced and query_ids is not key_ids and (segments.query_ids != segments.key_ids).any():
-        raise ValueError("key_segment_ids: wanted the same ids as query_segment_ids; hide single tokens by key_mask")
+    check_same_segments(query_ids, key_ids)
     return jnp.where(segments.query_ids == segments.key_ids, segments.query_ids, -1)
 
 
