@@ -30,7 +30,13 @@ def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "runs/compare_text", "folder of a finished comparison", flag_values=values)
-    flags.DEFINE_integer("length", None, "T to judge at; the default is the training length", 1, flag_values=values)
+    flags.DEFINE_integer(
+        "length",
+        None,
+        "T to judge at, or the side of images; the default is the one of training",
+        1,
+        flag_values=values,
+    )
     generate.define_flags(values)
     try:
         settings.parse(argv, values, __doc__)
@@ -40,7 +46,7 @@ def main(argv: list[str]) -> int:
         if values.generate:
             write_texts(values, workdir, config, results)
             return 0
-        task, length = TASKS[config.task], values.length or config.data.length
+        task, length = TASKS[config.task], values.length or settings.size(config)
         corpus = task.load(config.data)
         if corpus.sha256 != read_json(workdir / "data.json")["sha256"]:
             raise settings.SettingsError(f"--workdir={workdir}: the text it was trained on has changed since")
@@ -86,9 +92,9 @@ def judge_again(run, config, workdir, corpus, length):
     """A run's result with its quality replaced by one measured now at `length`, from its newest checkpoint."""
     if run["error"] is not None:
         return run
-    learner, params = trained(run, config, workdir)
+    learner, weights = trained(run, config, workdir)
     try:
-        return run | judge(scorer(learner, TASKS[config.task]), params, corpus, length, config)
+        return run | judge(scorer(learner, TASKS[config.task]), weights, corpus, length, config)
     except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
         warn(f"{run['label']}: {error}")
         return run | {"error": str(error), "quality": None}
@@ -105,8 +111,8 @@ def write_texts(values, workdir, config, results):
 
 
 def trained(run, config, workdir):
-    """The learner of a finished run, and the parameters in its newest checkpoint."""
-    from experiment.learner import make_learner  # with Flax and optax, which no wrong flag should wait for
+    """The learner of a finished run, and the weights in its newest checkpoint."""
+    from experiment.learner import make_learner, weights  # with Flax and optax, which no wrong flag should wait for
 
     folder = comparison.folder(workdir, run["label"], run["seed"]) / "checkpoints"
     learner = make_learner(config, run["seed"])
@@ -115,7 +121,7 @@ def trained(run, config, workdir):
         raise settings.SettingsError(
             f"{folder}: wanted the checkpoint of step {config.train.steps}, found {step or 'none'}"
         )
-    return learner, state["params"]
+    return learner, weights(state)
 
 
 def warn(line):
@@ -123,50 +129,58 @@ def warn(line):
     print(f"warning: {' '.join(line.split())}", file=sys.stderr)
 
 
-def judge(score, params, corpus, length, config):
+def judge(score, weights, corpus, length, config):
     """Quality of a model on all validation examples of `length`, as fields of result.json."""
-    examples, owners = TASKS[config.task].validation(corpus, length)
-    losses, amounts, sizes, seconds = evaluate(score, params, examples, owners, config.train.batch_size)
+    task = TASKS[config.task]
+    examples, owners = task.validation(corpus, length)
+    sums, seconds = evaluate(score, weights, examples, owners, config.train.batch_size)
+    losses, counts, amounts, sizes = sums
     quality, stderr = ratio(amounts, sizes)
     return {
         "quality": quality,
         "stderr": stderr,
-        "loss": float(losses.sum() / sizes.sum()),
+        "loss": float(losses.sum() / counts.sum()),
         "amounts": amounts.tolist(),
         "sizes": sizes.tolist(),
-        "forward_tokens": config.train.batch_size * length,
+        "forward_tokens": config.train.batch_size * task.tokens(length),
         "forward_seconds": float(np.median(seconds[1:] or seconds)),  # the first call may have compiled
     }
 
 
 def scorer(learner, task):
-    """The jitted function behind `evaluate`: (params, examples) -> (loss, metric, weight) of each row."""
-    return jax.jit(lambda params, examples: task.score(learner.model(params), examples))
+    """The jitted function behind `evaluate`: (weights, examples) -> (loss, count, metric, weight) of each row."""
+    return jax.jit(lambda weights, examples: task.score(learner.model(weights), examples))
 
 
-def evaluate(score, params, examples, owners, batch_size):
+def evaluate(score, weights, examples, owners, batch_size):
     """What a model gets right, or needs, for each validation piece.
 
     Args:
       score: from `scorer`.
-      params: the parameters.
+      weights: of the model, see `experiment.learner.weights`.
       examples: {name: array [rows, ...]} of the task.
       owners: int [rows], the piece that each row belongs to.
       batch_size: rows scored at once; the last batch is filled up with rows from the beginning, which do not count.
 
     Returns:
-      (sums of losses [pieces], of the metric [pieces], of weights [pieces], seconds of each batch).
+      ((sums of losses [pieces], counts [pieces], the metric [pieces] or [pieces, K], weights likewise), seconds of each
+      batch).
     """
-    sharding, found, seconds = split_rows(params), [], []
+    sharding, found, seconds = split_rows(weights), [], []
     for start in range(0, len(owners), batch_size):
         rows = np.arange(start, start + batch_size) % len(owners)
         part = {name: array[rows] for name, array in examples.items()}
         part = jax.block_until_ready(jax.device_put(part, sharding))
         begin = time.perf_counter()
-        found.append(jax.device_get(score(params, part)))
+        found.append(jax.device_get(score(weights, part)))
         seconds.append(time.perf_counter() - begin)
-    columns = (np.concatenate(column)[: len(owners)] for column in zip(*found, strict=True))
-    return *(np.bincount(owners, column.astype(np.float64)) for column in columns), seconds
+    return tuple(_per_piece(np.concatenate(rows)[: len(owners)], owners) for rows in zip(*found, strict=True)), seconds
+
+
+def _per_piece(rows, owners):
+    sums = np.zeros((owners.max() + 1, *rows.shape[1:]))
+    np.add.at(sums, owners, rows)
+    return sums
 
 
 if __name__ == "__main__":

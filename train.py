@@ -20,12 +20,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from eval import evaluate, judge, scorer
+from eval import evaluate, judge, scorer, trained
 from experiment import checkpoint, comparison, measure, settings
 from experiment.devices import data_mesh, split_rows
+from experiment.estimate import ratio
 from experiment.findings import metric_words
 from experiment.progress import Interrupt, Progress
-from experiment.records import Metrics, read_json, write_json
+from experiment.records import Metrics, read_json, write_arrays, write_json
 from tasks import TASKS
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_text.py"
@@ -64,7 +65,7 @@ def prepare(argv):
     corpus = task.load(config.data)
     settings.fill(config, task.fields(corpus))
     workdir = Path(values.workdir or f"runs/{Path(settings.config_path(argv, DEFAULT_CONFIG)).stem}")
-    lock = settings.claim(workdir, config, task.describe(corpus, config.data.length), values.overwrite)
+    lock = settings.claim(workdir, config, task.describe(corpus, settings.size(config)), values.overwrite)
     return config, workdir, corpus, lock
 
 
@@ -75,7 +76,7 @@ def compare(config, workdir, corpus, command):
     labels, seeds, variants = settings.selected(config), settings.seeds(config), settings.variants(config)
     runs = [(label, seed) for label in labels for seed in seeds]
     total, metric = sum(variants[label].train.steps for label, _ in runs), TASKS[config.task].METRIC
-    with Interrupt() as interrupt, Progress(total, metric_words(metric)) as progress:
+    with Interrupt() as interrupt, Progress(total, metric_words(metric), comparison.unit(config)) as progress:
         used, present = data_mesh(config.train).size, jax.local_device_count()
         if used < present:
             progress.warn(
@@ -89,8 +90,10 @@ def compare(config, workdir, corpus, command):
             if not path.exists():
                 progress.phase(f"timing {label} attention at growing length")
                 write_json(path, scaling(variants[label].model, config.scaling))
-        data = read_json(workdir / "data.json")
-        table = comparison.compare(workdir, config, metric, data, comparison.results(workdir, config))
+        results = comparison.results(workdir, config)
+        for label in labels:
+            depict(variants[label], corpus, workdir, results[label], progress)
+        table = comparison.compare(workdir, config, metric, read_json(workdir / "data.json"), results)
         stored = read_json(workdir / "comparison.json")
         if stored is not None and table.items() <= stored.items():
             return stored
@@ -101,15 +104,20 @@ def compare(config, workdir, corpus, command):
 
 def train(config, corpus, workdir, label, seed, progress, interrupt):
     """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
-    from experiment.learner import make_learner, make_step  # with Flax and optax, which no wrong flag should wait for
+    from experiment.learner import (
+        make_learner,
+        make_step,
+        weights,
+    )  # with Flax and optax, which no wrong flag should wait for
 
     folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
+    length = settings.size(config)
     if (folder / "result.json").exists():
         return progress.skip(budget.steps)
 
     # Task: a fixed part of the validation examples, to look at on the way.
-    examples, owners = task.validation(corpus, config.data.length)
-    stride = math.ceil(len(owners) * config.data.length / budget.evaluate_bytes)
+    examples, owners = task.validation(corpus, length)
+    stride = math.ceil(len(owners) / budget.evaluate_examples)
     glance = {name: array[::stride] for name, array in examples.items()}, owners[::stride]
 
     # Model, optimiser, and the one step that changes them; the newest checkpoint that is whole.
@@ -121,14 +129,14 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
 
     def batch(step):
         shape = budget.accumulate, budget.batch_size // budget.accumulate
-        arrays = task.batch(corpus, seed, step, budget.batch_size, config.data.length)
+        arrays = task.batch(corpus, seed, step, budget.batch_size, length)
         parts = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
         return jax.device_put(parts, split_rows(state["params"], axis=1))
 
     program = measure.compile(make_step(learner, task.score), state, batch(step))
 
     # Loop: a signal waits for the end of the step and for its checkpoint.
-    error, size = None, budget.batch_size * config.data.length
+    error, size = None, budget.batch_size * task.tokens(length)
     with Metrics(folder, step, metric_words(task.METRIC).replace(" ", "_")) as metrics, interrupt.hold():
         while step < budget.steps:
             arrays = jax.block_until_ready(batch(step))
@@ -142,8 +150,8 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
                 error = diverged(step, numbers, folder / "checkpoints")
                 break
             if step % budget.evaluate_every == 0 or step == budget.steps:
-                losses, amounts, sizes, _ = evaluate(score, state["params"], *glance, budget.batch_size)
-                metrics.validation(amounts.sum() / sizes.sum(), losses.sum() / sizes.sum())
+                (losses, counts, amounts, sizes), _ = evaluate(score, weights(state), *glance, budget.batch_size)
+                metrics.validation(ratio(amounts, sizes)[0], losses.sum() / counts.sum())
             if step % budget.checkpoint_every == 0 or step == budget.steps or interrupt.pending:
                 metrics.sync()
                 checkpoint.save(folder / "checkpoints", step, state, budget.keep_checkpoints)
@@ -154,13 +162,24 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     quality = {}
     if not error:
         progress.phase(f"judging {label}")
-        quality = judge(score, state["params"], corpus, config.data.length, config)
+        quality = judge(score, weights(state), corpus, length, config)
         if not math.isfinite(quality["loss"]):
             error, quality = f"validation loss is {quality['loss']} after {step} steps", {}
     if error:
         progress.warn(f"{label}: {error}")
     result = comparison.result(label, seed, error, program, state["params"], metrics, quality)
     write_json(folder / "result.json", result)
+
+
+def depict(config, corpus, workdir, results, progress):
+    """Writes what the task has to show of a variant, if anything, by its first seed that went well."""
+    task, run = TASKS[config.task], next((result for result in results if result["error"] is None), None)
+    if run is None or not hasattr(task, "pictures") or (workdir / run["label"] / "pictures.npz").exists():
+        return
+    progress.phase(f"looking at {run['label']}")
+    learner, weights = trained(run, config, workdir)
+    arrays = task.pictures(learner.model(weights), corpus, settings.size(config))
+    write_arrays(workdir / run["label"] / "pictures.npz", arrays)
 
 
 def diverged(step, numbers, folder):
@@ -175,7 +194,7 @@ def report(table, workdir, config):
     """Writes figures, page and CSV, and last of all comparison.json, whose presence says that everything is there."""
     from experiment.report import write_csv, write_report  # matplotlib takes a second to import
 
-    write_report(workdir, table, comparison.curves(workdir, config), config)
+    write_report(workdir, table, comparison.curves(workdir, config), config, comparison.pictures(workdir, config))
     write_csv(workdir, table)
     write_json(workdir / "comparison.json", table)
     return table

@@ -7,11 +7,14 @@ Notation, the same in code, docs and tests:
     V  graph nodes    E  edges
 
 Layout: query `[..., T, N, H]`, key `[..., S, K, H]`, value `[..., S, K, Hv]` -> `[..., T, N, Hv]`, with K dividing N.
+Images and volumes keep their grid: `[B, *spatial, N, H]` for `axial_attention` and whatever runs `along_axis`, and
+`[..., rows, columns, N, H]` for `shifted_window_attention`; a window's M x M pixels are read row by row.
 Masks are True where attending is allowed. Causal means positions: query i sees key j iff
 key_position[j] <= query_position[i]. A row with nothing to attend is exactly 0. What a function cannot do, it refuses.
 """
 
 from . import biases, masks
+from .axial import along_axis, axial_attention, axial_positions, position_sensitive_scores, position_sensitive_values
 from .biases import alibi_slopes, t5_bucket
 from .bigbird import bigbird_attention, bigbird_pattern, bigbird_random_blocks
 from .cache import KeyValueCache, cached_attention
@@ -28,26 +31,43 @@ from .performer import PerformerState, performer_attention, performer_projection
 from .reformer import lsh_attention, lsh_buckets, lsh_rotations
 from .rotary import apply_rotary, rotary_frequencies
 from .sparse_transformer import sparse_pattern, sparse_transformer_attention
+from .swin import (
+    cosine_queries_and_keys,
+    fit_window,
+    log_spaced_coordinates,
+    relative_position_bias,
+    relative_position_index,
+    shifted_window_attention,
+    window_merge,
+    window_partition,
+    window_regions,
+)
 
 __all__ = [
     "KeyValueCache",
     "PerformerState",
     "alibi_slopes",
+    "along_axis",
     "apply_rotary",
+    "axial_attention",
+    "axial_positions",
     "biases",
     "bigbird_attention",
     "bigbird_pattern",
     "bigbird_random_blocks",
     "cached_attention",
+    "cosine_queries_and_keys",
     "delta_rule_attention",
     "dot_product_attention",
     "efficient_attention",
     "elu_plus_one",
+    "fit_window",
     "flax_attention_fn",
     "gated_linear_attention",
     "linear_attention",
     "linformer_attention",
     "local_attention",
+    "log_spaced_coordinates",
     "longformer_attention",
     "lsh_attention",
     "lsh_buckets",
@@ -56,11 +76,19 @@ __all__ = [
     "merge",
     "performer_attention",
     "performer_projection",
+    "position_sensitive_scores",
+    "position_sensitive_values",
+    "relative_position_bias",
+    "relative_position_index",
     "retention",
     "rotary_frequencies",
+    "shifted_window_attention",
     "softmax_features",
     "sparse_pattern",
     "sparse_transformer_attention",
     "t5_bucket",
     "taylor_features",
+    "window_merge",
+    "window_partition",
+    "window_regions",
 ]

@@ -16,7 +16,7 @@ def flax_attention_fn(fn, *, query_as_key: bool = False, **settings):
     the module passes on is honoured where `fn` can and refused where it cannot:
 
     * `mask`: a bool or 0/1 array. Functions with a mask of their own take any; the others take padding alone, as
-      `[..., 1, 1, S]`, for their `key_mask`.
+      `[..., 1, 1, S]`, for their `key_mask`. On a grid, inputs `[B, *spatial, features]`, S is its last axis.
     * `bias`, `is_causal`: handed to `fn`; both sides may ask for `causal`, not one for it and the other against it.
     * dropout: needs `broadcast_dropout=False`, for here every head and batch entry draws its own.
     * `dtype`: query, key and value are cast to it first.

@@ -6,7 +6,9 @@
     python benchmarks/peers.py --forward --rounds=5 --json=out.json
 
 Float32, B=1, T=4096, N=8, H=64, all cores for both. Where the peer is a layer with projections, ours is given the same
-projections; the last row says what those cost alone. Medians of rounds in which the sides take turns.
+projections; the last row says what those cost alone. Swin's rows are two whole layers of a first stage instead, and the
+axial rows one layer along each axis of two images of 64 x 64 with 128 features. Medians of rounds in which the sides
+take turns.
 """
 
 import argparse
@@ -27,10 +29,11 @@ import torch
 from timing import compile_all, measure, ratio
 
 import attention
+from attention.swin import relative_position_bias, shifted_window_attention
 
 T, N, H = 4096, 8, 64
 E = N * H
-PACKAGES = "torch", "transformers", "performer-pytorch", "linformer", "local-attention"
+PACKAGES = "torch", "transformers", "performer-pytorch", "linformer", "local-attention", "axial-attention"
 
 
 def hidden():
@@ -196,6 +199,84 @@ def local(causal):
     return ours, tuple(heads()), torch_function(theirs)
 
 
+def swin(implementation):
+    """Two layers of Swin-T's first stage, the second shifted, with the peer's own weights."""
+    from transformers import SwinConfig
+    from transformers.models.swin.modeling_swin import SwinLayer
+
+    side, width, num_heads, shifts = 56, 96, 3, (0, 3)
+    settings = SwinConfig(window_size=7, attn_implementation=implementation)
+    layers = [SwinLayer(settings, width, (side, side), num_heads, shift_size=shift) for shift in shifts]
+    x = np.random.default_rng(0).standard_normal((8, side * side, width)).astype(np.float32)
+    weights = [{name: matrix_first(name, p) for name, p in layer.named_parameters()} for layer in layers]
+
+    def ours(x, *weights):
+        x = x.reshape(-1, side, side, width)
+        for w, shift in zip(weights, shifts, strict=True):
+            x = swin_layer(x, w, shift, num_heads)
+        return x.reshape(-1, side * side, width)
+
+    def theirs(x):
+        for layer in layers:
+            x = layer(x, (side, side))[0]
+        return x
+
+    return ours, (x, *weights), torch_pass(theirs, [x], [p for layer in layers for p in layer.parameters()])
+
+
+def matrix_first(name, parameter):
+    """A weight as x @ w wants it; torch keeps the transpose."""
+    array = parameter.detach().numpy()
+    return array if array.ndim == 1 or "table" in name else np.ascontiguousarray(array.T)
+
+
+def swin_layer(x, w, shift, num_heads):
+    def linear(x, name):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def norm(x, name):
+        mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)  # as Flax has it: one pass over x
+        x = (x - mean) * jax.lax.rsqrt(square - mean * mean + 1e-5)
+        return x * w[f"layernorm_{name}.weight"] + w[f"layernorm_{name}.bias"]
+
+    hidden = norm(x, "before")
+    arrays = (linear(hidden, f"attention.{name}_proj").reshape(*x.shape[:-1], num_heads, -1) for name in "qkv")
+    table = w["attention.relative_position_bias.relative_position_bias_table"]
+    bias = relative_position_bias(table, 7)
+    attended = shifted_window_attention(*arrays, window=7, shift=shift, bias=bias).reshape(x.shape)
+    x = x + linear(attended, "attention.o_proj")
+    hidden = linear(norm(x, "after"), "mlp.fc1")
+    hidden = 0.5 * hidden * (1 + jax.lax.erf(hidden * 0.5**0.5))  # the exact GELU; by erfc, as in jax.nn, it is slower
+    return x + linear(hidden, "mlp.fc2")
+
+
+def axial(**tables):
+    """Attention along rows and along columns, added up, with the peer's own weights; its layer has no tables."""
+    from axial_attention import AxialAttention
+
+    module = AxialAttention(dim=128, dim_index=-1, heads=N, num_dimensions=2)
+    x = np.random.default_rng(0).standard_normal((2, 64, 64, 128)).astype(np.float32)
+    weights = [
+        {name: matrix_first(name, p) for name, p in layer.named_parameters()} for layer in module.axial_attentions
+    ]
+
+    def ours(x, *weights):
+        out = 0
+        for w, axis in zip(weights, (1, 2), strict=True):
+            projected = x @ w["fn.to_q.weight"], *jnp.split(x @ w["fn.to_kv.weight"], 2, axis=-1)
+            arrays = (y.reshape(*x.shape[:-1], N, -1) for y in projected)
+            attended = attention.axial_attention(*arrays, axis=axis, **tables).reshape(x.shape)
+            out += attended @ w["fn.to_out.weight"] + w["fn.to_out.bias"]
+        return out
+
+    return ours, (x, *weights), torch_pass(module, [x], list(module.parameters()))
+
+
+def axial_position_sensitive():
+    table = np.random.default_rng(3).standard_normal((127, 16)).astype(np.float32)
+    return axial(query_table=table, key_table=table, value_table=table)
+
+
 def projections():
     def ours(*arrays):
         return sum(arrays)
@@ -214,6 +295,10 @@ ROWS = {
     "linformer: linformer, R = 256, 4 projections": linformer,
     "local: local-attention, window 256, causal, 1 back": lambda: local(True),
     "local: local-attention, window 256, 1 back 1 forward": lambda: local(False),
+    "swin: transformers' two layers, eager, B = 8, 56 x 56 x 96": lambda: swin("eager"),
+    "swin: transformers' two layers, sdpa, B = 8, 56 x 56 x 96": lambda: swin("sdpa"),
+    "axial: axial-attention, B = 2, 64 x 64 x 128, both axes": axial,
+    "axial: the same, ours position-sensitive, the peer not": axial_position_sensitive,
     "(3 projections alone)": projections,
 }
 
@@ -231,7 +316,7 @@ def with_gradient(function, args):
 
 def run_row(name, make, backward, rounds):
     ours, args, theirs = make()
-    args = tuple(jnp.asarray(x) for x in args)
+    args = jax.tree.map(jnp.asarray, args)
     compiled, seconds = compile_all({"ours": with_gradient(ours, args) if backward else ours}, args)
     sides = {"ours": lambda: compiled["ours"](*args), "peer": lambda: theirs(backward)}
     times = measure(sides, (), rounds=rounds)

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 4
     config.train.learning_rate = 0.005
     config.train.evaluate_every = 80
-    config.train.evaluate_bytes = 32_768
+    config.train.evaluate_examples = 128
     config.train.checkpoint_every = 400
 
     config.scaling.lengths = (256, 512, 1024)

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 400
     config.train.batch_size = 16
     config.train.evaluate_every = 40
-    config.train.evaluate_bytes = 8_192
+    config.train.evaluate_examples = 256
     config.train.checkpoint_every = 200
 
     config.scaling.lengths = (256, 512, 1024)  # of the encoder's attention layer

@@ -39,6 +39,10 @@ def get_config() -> ConfigDict:
     config.model.num_kv_heads = 4
     config.model.mlp_width = 512
     config.model.mlp_chunks = 1  # slices of all tokens that the MLP computes one after the other, to save memory
+    config.model.norm = "rms"  # or layer
+    config.model.norm_epsilon = 1e-6
+    config.model.use_bias = False  # in the projections of attention and MLP
+    config.model.activation = "gelu_tanh"  # or gelu, relu
     config.model.position = "rope"
     config.model.rope_base = 10_000.0
     config.model.rope_scaling = ConfigDict()
@@ -66,7 +70,7 @@ def get_config() -> ConfigDict:
     config.train.beta2 = 0.95
     config.train.clip_norm = 1.0
     config.train.evaluate_every = 25
-    config.train.evaluate_bytes = 16_384  # of validation text looked at on the way
+    config.train.evaluate_examples = 32  # of the validation examples, looked at on the way
     config.train.checkpoint_every = 50
     config.train.keep_checkpoints = 2
 

@@ -11,7 +11,8 @@ from experiment import settings
 from experiment.estimate import ratio
 from experiment.findings import not_better_than_baseline
 from experiment.measure import spread
-from experiment.records import read_json, read_rows
+from experiment.records import read_arrays, read_json, read_rows
+from tasks import TASKS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -79,6 +80,7 @@ def compare(workdir, config, metric, data, results):
     table = {
         "task": config.task,
         "metric": metric,
+        "unit": unit(config),
         "device": " and ".join(dict.fromkeys(result["device"] for result in everything)),
         "versions": everything[-1]["versions"] if everything else {},
         "baselines": data["baselines"],
@@ -100,6 +102,12 @@ def curves(workdir, config):
     return {label: {seed: rows for seed, rows in runs.items() if rows} for label, runs in found.items()}
 
 
+def pictures(workdir, config):
+    """What the task shows of each trained variant, by label."""
+    found = {label: read_arrays(workdir / label / "pictures.npz") for label in settings.variants(config)}
+    return {label: arrays for label, arrays in found.items() if arrays}
+
+
 def describe_devices(devices):
     """Names a set of devices, with the processor and its cores where they are the CPU."""
     one = next(iter(devices))
@@ -114,6 +122,12 @@ def versions():
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
+def unit(config):
+    """What speed is told in, and how many tokens, or pixels, make one of it."""
+    task = TASKS[config.task]
+    return {"name": task.UNIT, "tokens": 1 if task.UNIT == "tokens" else task.tokens(settings.size(config))}
+
+
 def _variant(label, config, results):
     good = [result for result in results if result["error"] is None]
     first = (good or results)[0]
@@ -121,6 +135,7 @@ def _variant(label, config, results):
     step = {name: median([result["step_seconds"][name] for result in good]) for name in ("median", "p95")}
     return {
         "name": label,
+        "model": config.model.name,
         "attention": config.model.attention.to_dict(),
         "parameters": first["parameters"],
         "quality": _quality(good),

@@ -11,9 +11,14 @@ def ratio(amounts, sizes):
     Cochran 1977, "Sampling Techniques", section 6.4 (the ratio estimate), without the finite-population correction.
     Questions about one file are alike: what is drawn at random is the file, not the question.
 
+    Of several columns it is the mean of their ratios, such as the mean over classes of intersection over union; a
+    column in which every size is 0 is left out. The error then sums each piece's pull on that mean, K columns together:
+
+        e_i = 1 / K sum_k (a_ik - r_k n_ik) / sum_i n_ik,    se^2 = m / (m - 1) * sum e_i^2
+
     Args:
-      amounts: [pieces], such as the bits that coding each piece took.
-      sizes: [pieces], such as the bytes in each.
+      amounts: [pieces] or [pieces, K], such as the bits that coding each piece took.
+      sizes: likewise, such as the bytes in each.
 
     Returns:
       (mean, standard error); the error is None for a single piece, which has no spread.
@@ -21,9 +26,12 @@ def ratio(amounts, sizes):
     >>> ratio([10.0, 65.0], [10, 20])[0]
     2.5
     """
-    amounts, sizes = np.asarray(amounts, np.float64), np.asarray(sizes, np.float64)
-    mean = amounts.sum() / sizes.sum()
-    if amounts.size == 1:
-        return float(mean), None
-    spread = np.square(amounts - mean * sizes).sum() * amounts.size / (amounts.size - 1)
-    return float(mean), float(np.sqrt(spread) / sizes.sum())
+    pieces = len(amounts)
+    amounts, sizes = (np.asarray(x, np.float64).reshape(pieces, -1) for x in (amounts, sizes))
+    asked = sizes.any(0)
+    amounts, sizes = amounts[:, asked], sizes[:, asked]
+    ratios = amounts.sum(0) / sizes.sum(0)
+    if pieces == 1:
+        return float(ratios.mean()), None
+    pulls = ((amounts - ratios * sizes) / sizes.sum(0)).mean(1)
+    return float(ratios.mean()), float(np.sqrt(np.square(pulls).sum() * pieces / (pieces - 1)))

@@ -5,8 +5,19 @@ inside them, because importing it costs most of a second. A variant keeps its co
 """
 
 import math
+import textwrap
 
-from experiment.findings import compact, metric_name, number, pareto_front, quality, sign
+from experiment.findings import (
+    compact,
+    in_units,
+    metric_name,
+    number,
+    on_images,
+    pareto_front,
+    quality,
+    sign,
+    unit,
+)
 from experiment.labels import label_points
 from experiment.look import FAINT, INK, MUTED, PALETTE, new_figure, series, shorten, styled
 
@@ -20,24 +31,25 @@ def pareto(comparison):
     if not points:
         return None
     figure, axes = new_figure(5.4, 4.2)
-    speeds = [v["train_tokens_per_second"] for _, v in points]
+    positions = [_position(comparison, v) for _, v in points]
+    errors = [number(v, "quality", "stderr") or 0 for _, v in points]
+    speeds = [speed for speed, _ in positions]
     if max(speeds) > 4 * min(speeds):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    for i, v in points:
-        error = number(v, "quality", "stderr")
-        axes.errorbar(v["train_tokens_per_second"], quality(v), error, capsize=3, elinewidth=1, **series(i, ms=8))
+    for (i, v), position in zip(points, positions, strict=True):
+        axes.errorbar(*position, number(v, "quality", "stderr"), capsize=3, elinewidth=1, **series(i, ms=8))
     axes.margins(0.16)
     axes.autoscale_view()
     if sign(comparison) < 0:
         axes.invert_yaxis()
-    front = _draw_front(axes, pareto_front(comparison))
+    front = _draw_front(axes, [_position(comparison, v) for v in pareto_front(comparison)])
     _plain_ticks(axes.xaxis)
-    axes.set_xlabel("training speed, tokens per second  →")
+    axes.set_xlabel(f"training speed, {unit(comparison)} per second  →")
     axes.set_ylabel(f"validation {metric_name(comparison)}  →  better")
-    positions, names = [_position(v) for _, v in points], [shorten(v["name"]) for _, v in points]
-    colors = [PALETTE[i % len(PALETTE)] for i, _ in points]
-    label_points(axes, positions, names, colors, {"fontsize": 9, "color": INK}, avoid=[*_bars(points), *front])
+    names, colors = [shorten(v["name"]) for _, v in points], [PALETTE[i % len(PALETTE)] for i, _ in points]
+    bars = [(x, y - error, x, y + error) for (x, y), error in zip(positions, errors, strict=True)]
+    label_points(axes, positions, names, colors, {"fontsize": 9, "color": INK}, avoid=[*bars, *front])
     return figure
 
 
@@ -91,7 +103,9 @@ def averaged_curve(seeds, field, split, against):
 
 @styled
 def cost(comparison, quantity):
-    """One cost against sequence length on log axes, fitted exponents in the legend, slopes 1 and 2 for the eye.
+    """One cost against sequence length on log axes, slopes 1 and 2 for the eye.
+
+    The legend, with fitted exponents, is up to `add_legend`: the page has one for all costs.
 
     Args:
       comparison: the comparison; variants without `scaling` are left out.
@@ -122,27 +136,37 @@ def cost(comparison, quantity):
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     _plain_ticks(axes.yaxis)
-    axes.set_xlabel("sequence length T")
+    axes.set_xlabel("patches, T = rows × columns" if on_images(comparison) else "sequence length T")
     axes.set_ylabel(title)
-    _legend(figure, axes)
     return figure
 
 
 @styled
+def add_legend(figure):
+    """Adds the legend at the right of a figure that has none, and widens the figure by it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.08 * max(map(len, labels)))
+    figure.legend(handles, labels, loc="outside right center", fontsize=8.5)
+
+
+@styled
 def masks(pictures):
-    """All masks in one figure; `pictures` holds a `patterns.Pattern` for each variant, in the comparison's order."""
-    drawn = [(i, picture) for i, picture in enumerate(pictures) if picture.allowed is not None]
+    """All masks in one figure; `pictures` holds (i, `patterns.Pattern`) of the comparison's i-th variant."""
+    drawn = [(i, picture) for i, picture in pictures if picture.allowed is not None]
     if not drawn:
         return None
     columns = min(len(drawn), 4 if len(drawn) > 6 else 3)
     rows = math.ceil(len(drawn) / columns)
-    figure, _ = new_figure(2.3 * columns, 2.6 * rows)
+    figure, _ = new_figure(2.3 * columns, 2.75 * rows)
     figure.clear()
+    figure.get_layout_engine().set(hspace=0.06)
     for place, (i, picture) in enumerate(drawn, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(picture.allowed, cmap=_two_colors(PALETTE[i % len(PALETTE)]), vmin=0, vmax=1)
+        if picture.query:
+            axes.plot(*picture.query[::-1], "o", color=INK, ms=3)
         axes.set(xticks=[], yticks=[], title=shorten(picture.label, 22))
-        axes.set_xlabel(picture.note, fontsize=7, color=MUTED)
+        axes.set_xlabel(textwrap.fill(picture.note, 44), fontsize=7, color=MUTED)
         axes.grid(False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=FAINT)
@@ -161,23 +185,15 @@ def _placed(variant):
     return quality(variant) is not None and number(variant, "train_tokens_per_second") is not None
 
 
-def _position(variant):
-    return variant["train_tokens_per_second"], quality(variant)
-
-
-def _bars(points):
-    for _, v in points:
-        error = number(v, "quality", "stderr") or 0
-        x, y = _position(v)
-        yield x, y - error, x, y + error
+def _position(comparison, variant):
+    return in_units(comparison, variant["train_tokens_per_second"]), quality(variant)
 
 
 def _draw_front(axes, front):
     """A staircase through the front; the shaded side is beaten by some member of it. Returns its steps."""
     (left, _), (worst, _) = axes.get_xlim(), axes.get_ylim()
     axes.set_autoscale_on(False)
-    front = front[::-1]  # slowest first, as the axis runs
-    corners = [_position(v) for v in front]
+    corners = front[::-1]  # slowest first, as the axis runs
     x = [left, *(x for x, _ in corners), corners[-1][0]]
     y = [corners[0][1], *(y for _, y in corners), worst]
     axes.fill_between(x, y, worst, step="pre", color=MUTED, alpha=0.07, linewidth=0)

@@ -42,6 +42,30 @@ def metric_name(comparison) -> str:
     return metric_words(comparison["metric"])
 
 
+def unit(comparison) -> str:
+    """What speed is counted in: "tokens", or "images"."""
+    return (comparison.get("unit") or {}).get("name", "tokens")
+
+
+def in_units(comparison, tokens: float) -> float:
+    """So many tokens in the comparison's unit.
+
+    >>> in_units({"unit": {"name": "images", "tokens": 784}}, 1568), in_units({}, 1568)
+    (2.0, 1568.0)
+    """
+    return tokens / (number(comparison, "unit", "tokens") or 1)
+
+
+def on_images(comparison) -> bool:
+    """Whether the models saw images."""
+    return unit(comparison) == "images"
+
+
+def pieces(comparison) -> str:
+    """What the validation data consist of, in the plural: files, reviews, images."""
+    return (comparison.get("data") or {}).get("pieces", "images" if on_images(comparison) else "files")
+
+
 def sign(comparison) -> int:
     """+1 where a higher metric is better, else -1: `sign * quality` always grows with merit."""
     return 1 if comparison["metric"]["higher_is_better"] else -1
@@ -200,14 +224,13 @@ def _speed_words(comparison) -> str:
     if not timed:
         return ""
     speeds = [variant["train_tokens_per_second"] for variant in timed]
-    text = f"{timed[0]['name']} trains fastest, at {compact(speeds[0])} tokens per second"
+    fastest, slowest = (compact(in_units(comparison, speed)) for speed in (speeds[0], speeds[-1]))
+    text = f"{timed[0]['name']} trains fastest, at {fastest} {unit(comparison)} per second"
     level = [variant for variant in timed[1:] if _level(timed[0], variant)]
     if level:
         text += f"; {_names(level)} {'is' if len(level) == 1 else 'are'} level with it (within {LEVEL:.0%})"
     if len(timed) > 1 and timed[-1] not in level:
-        text += (
-            f"; the slowest, {timed[-1]['name']}, runs at {compact(speeds[-1])}, {speeds[-1] / speeds[0]:.0%} of that"
-        )
+        text += f"; the slowest, {timed[-1]['name']}, runs at {slowest}, {speeds[-1] / speeds[0]:.0%} of that"
     return text + "."
 
 

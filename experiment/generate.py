@@ -205,17 +205,17 @@ def print_texts(values, finished, load, warn):
         raise SettingsError("--generate: none of these variants can go on from a prompt")
 
 
-def continue_prompt(learner, params, prompt, values):
+def continue_prompt(learner, weights, prompt, values):
     """The texts of one model, prompt first, as bytes, and the tokens per second of all of them after compiling."""
     tokens = jnp.broadcast_to(jnp.frombuffer(prompt, jnp.uint8).astype(jnp.int32), (values.num_samples, len(prompt)))
     settings = dict(temperature=values.temperature, top_k=values.top_k, top_p=values.top_p)
 
-    def run(params, rng):
-        return generate(learner.model(params), tokens, length=values.tokens, rng=rng, **settings)
+    def run(weights, rng):
+        return generate(learner.model(weights), tokens, length=values.tokens, rng=rng, **settings)
 
     rng = jax.random.key(values.seed)
-    program = jax.jit(run).lower(params, rng).compile()
+    program = jax.jit(run).lower(weights, rng).compile()
     begin = time.perf_counter()
-    added = np.asarray(program(params, rng))
+    added = np.asarray(program(weights, rng))
     seconds = time.perf_counter() - begin
     return [prompt + bytes(row.astype(np.uint8)) for row in added], added.size / seconds

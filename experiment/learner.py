@@ -2,7 +2,7 @@
 
 import pkgutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiment import optimizers
+from experiment import optimizers, settings
 from experiment.devices import data_mesh
 from models import MODELS
 
@@ -19,14 +19,15 @@ class Learner(NamedTuple):
     """A model, its optimiser and the state of both.
 
     Attributes:
-      model: params -> the model that has them.
+      model: `weights` -> the model that has them.
       optimizer: optax transformation.
       schedule: step -> learning rate.
-      state: {"step", "params", "optimizer", "rng"}, what a checkpoint holds. The data position is the step: a batch is
-        a function of (seed, step). `rng` is the raw key that all draws of a training step come from, folded with it.
+      state: {"step", "params", "statistics", "optimizer", "rng"}, what a checkpoint holds. The data position is the
+        step: a batch is a function of (seed, step). `statistics` are running averages of batch norm, which no gradient
+        changes. `rng` is the raw key that all draws of a training step come from, folded with it.
     """
 
-    model: Callable[[Any], nnx.Module]
+    model: Callable[[dict], nnx.Module]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     state: dict
@@ -42,14 +43,15 @@ def make_learner(config, seed):
     structure, build = [], pkgutil.resolve_name(MODELS[config.model.name])
 
     def initialise():
-        model = build(config.model, length=config.data.length, rngs=nnx.Rngs(seed))
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        model = build(config.model, length=settings.size(config), rngs=nnx.Rngs(seed))
+        graphdef, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
         structure[:] = [graphdef]
-        params = nnx.to_pure_dict(params)
+        params, statistics = nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
         rng = jax.random.key_data(jax.random.key(seed))
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
+            "statistics": statistics,
             "optimizer": optimizer.init(params),
             "rng": rng,
         }, rest
@@ -57,44 +59,79 @@ def make_learner(config, seed):
     optimizer, schedule = optimizers.make(config.train)
     copied = NamedSharding(data_mesh(config.train), PartitionSpec())
     state, rest = jax.jit(initialise, out_shardings=copied)()  # one program instead of one per parameter
-    return Learner(lambda params: nnx.merge(*structure, params, rest), optimizer, schedule, state)
+    model = lambda weights: nnx.merge(*structure, weights["params"], weights["statistics"], rest)  # noqa: E731
+    return Learner(model, optimizer, schedule, state)
+
+
+def weights(state):
+    """The part of a learner's state that a model is made of."""
+    return {name: state[name] for name in ("params", "statistics")}
 
 
 def make_step(learner, score):
     """The training step: one jitted function, (state, examples) -> (state, metrics), that writes over its state.
 
-    Losses, weights and gradients of the parts of a batch are summed before the one division and update, so that a batch
-    larger than memory trains as if it fitted, also where parts weigh differently.
+    Losses, counts and gradients of the parts of a batch are summed before the one division and update, so that a batch
+    larger than memory trains as if it fitted, also where parts weigh differently. Batch norm alone sees the parts, one
+    after the other.
 
     Args:
       learner: from `make_learner`.
-      score: the task's `score`, (model, examples, rng) -> (loss, metric, weight) of each row.
+      score: the task's `score`, (model, examples, rng) -> (loss, count, metric, weight) of each row.
 
     Returns:
       The function; examples are arrays [parts, rows, ...], metrics are scalars.
     """
 
-    def total_loss(params, examples, rng):
-        sums = [jnp.sum(each) for each in score(learner.model(params), examples, rng)]
-        return sums[0], sums
+    def total_loss(params, statistics, examples, rng):
+        model = learner.model({"params": params, "statistics": statistics})
+        sums = [jnp.sum(each, axis=0) for each in score(model, examples, rng)]
+        return sums[0], (sums, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
     def step(state, examples):
         count = len(jax.tree.leaves(examples)[0])
         rng = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
-        gradient = jax.grad(total_loss, has_aux=True)
-        zeros = jax.tree.map(jnp.zeros_like, (state["params"], [jnp.float32(0)] * 3))
-        add = lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(state["params"], *part)), None)  # noqa: E731
-        sums, _ = jax.lax.scan(add, zeros, (examples, jax.random.split(rng, count)), unroll=count == 1)
-        grads, (loss, metric, weight) = sums
-        grads = jax.tree.map(lambda x: x / weight, grads)
+
+        def gradient(statistics, part):
+            grads, (sums, statistics) = jax.grad(total_loss, has_aux=True)(state["params"], statistics, *part)
+            return statistics, (grads, sums)
+
+        statistics, sums = over_parts(gradient, state["statistics"], (examples, jax.random.split(rng, count)), count)
+        grads, (loss, asked, metric, weight) = sums
+        grads = jax.tree.map(lambda x: x / asked, grads)
         updates, optimizer = learner.optimizer.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {
-            "loss": loss / weight,
-            "metric": metric / weight,
+            "loss": loss / asked,
+            "metric": mean_ratio(metric, weight),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learner.schedule(state["step"]),
         }
-        return state | {"step": state["step"] + 1, "params": params, "optimizer": optimizer}, metrics
+        new = {"step": state["step"] + 1, "params": params, "statistics": statistics, "optimizer": optimizer}
+        return state | new, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def over_parts(function, carry, parts, count):
+    """Calls `function(carry, part) -> (carry, sums)` for each of `count` parts; returns the last carry and all sums."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    if count == 1:
+        return function(carry, first)
+
+    def add(carry_and_sums, part):
+        carry, new = function(carry_and_sums[0], part)
+        return (carry, jax.tree.map(jnp.add, carry_and_sums[1], new)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, carry, first)[1])
+    return jax.lax.scan(add, (carry, zeros), parts)[0]
+
+
+def mean_ratio(amount, weight):
+    """amount / weight; of several columns the mean, without those that nothing was asked of.
+
+    >>> float(mean_ratio(jnp.array([1.0, 0.0, 3.0]), jnp.array([2.0, 0.0, 4.0])))
+    0.625
+    """
+    ratios = jnp.where(weight > 0, amount / jnp.where(weight > 0, weight, 1), jnp.nan)
+    return jnp.nanmean(ratios)

@@ -74,6 +74,22 @@ def series(i, line=False, ms=4.5):
     }
 
 
+def key_svg(i: int) -> str:
+    """The i-th variant's line and marker as a small SVG element, for a legend in the page's own text."""
+    from matplotlib.markers import MarkerStyle
+
+    style, drawn = MarkerStyle(MARKERS[i % len(MARKERS)]), series(i, line=True)
+    outline = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+    points = " ".join(f"{8 * x:.1f},{-8 * y:.1f}" for x, y in outline)
+    color = f"var(--s{i % len(PALETTE)})"
+    fill = color if drawn["markerfacecolor"] == drawn["color"] else "var(--card)"
+    dash = {"-": "none", "--": "7 4", ":": "2 3"}[drawn["linestyle"]]
+    return (
+        f'<svg class="line" viewBox="-16 -6 32 12" aria-hidden="true"><g style="stroke: {color}; stroke-width: 2">'
+        f'<path d="M-16 0H16" stroke-dasharray="{dash}"/><polygon points="{points}" style="fill: {fill}"/></g></svg>'
+    )
+
+
 @styled
 def save_png(figure, path: Path) -> None:
     """Writes the figure at a resolution that also prints well."""

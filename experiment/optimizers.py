@@ -16,7 +16,10 @@ MATRICES = {
     ("out", 4): MuonDimensionNumbers((1, 2), 3),  # [depth, N, H, width]
     ("into", 3): MuonDimensionNumbers(1, 2),  # [depth, width, mlp_width]
     ("out", 3): MuonDimensionNumbers(1, 2),
+    ("reduction", 2): MuonDimensionNumbers(0, 1),  # [4 width, 2 width], between the stages of a Swin
 }
+# Ends of the names of parameters that do not decay, however many axes they have.
+ADDED = ("bias", "query_table", "key_table", "value_table", "position_into", "position_out")
 
 
 def make(config):
@@ -67,8 +70,17 @@ OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
 
 
 def is_matrix(params):
-    """True for each parameter that is a matrix in its layer: `blocks` stack layers on one more axis."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim - ("blocks" in _names(path)) >= 2, params)
+    """True for each parameter that is a matrix in its layer and no bias of one: `blocks` stack layers on one more axis.
+
+    A bias per head and feature, or per head and distance, is added to what a matrix gives, whatever its axes; so are
+    the vectors for distances of axial attention, and the biases that a network computes in Swin's version 2.
+    """
+
+    def decays(path, x):
+        names = _names(path)
+        return x.ndim - ("blocks" in names) >= 2 and not names[-1].endswith(ADDED)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _dimension_numbers(params):

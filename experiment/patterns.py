@@ -1,6 +1,7 @@
-"""Each variant's mask as a small picture: which query (row) may attend which key (column)."""
+"""Each variant's mask as a small picture: which query (row) may attend which key (column), or what one patch sees."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ SIDE = 64
 _IN_TOKENS = ("window", "num_global", "stride", "summary", "block_size")
 # Above this length the exact share of pairs would need a [T, T] array of more than 16 MB.
 _LONGEST_COUNTED = 4096
+_UNDRAWABLE = (ImportError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,16 @@ class Pattern:
 
     Attributes:
       label: the variant's label.
-      allowed: bool [T, T], True = may attend, T about 64; None where there is nothing to draw.
+      allowed: bool [T, T], True = may attend, T about 64; on a grid bool [rows, columns], True = the query sees it;
+        None where there is nothing to draw.
       note: one line to stand under the picture, or in its place.
+      query: (row, column) of the query on the grid, or None where the picture is a mask.
     """
 
     label: str
     allowed: np.ndarray | None
     note: str
+    query: tuple[int, int] | None = None
 
 
 def pattern(label: str, settings: dict, length: int, causal: bool = True) -> Pattern:
@@ -47,14 +52,48 @@ def pattern(label: str, settings: dict, length: int, causal: bool = True) -> Pat
         allowed = np.asarray(drawn.dense(min(SIDE, length), min(SIDE, length)))
         note = _share(mask, length, causal) + (", head 0 of " + str(allowed.shape[0]) if allowed.ndim == 3 else "")
         return Pattern(label, allowed[0] if allowed.ndim == 3 else allowed, note)
-    except (ImportError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        return Pattern(label, None, f"mask not available ({type(error).__name__}: {reason})")
+    except _UNDRAWABLE as error:
+        return _unavailable(label, error)
+
+
+def grid_patterns(label: str, settings: dict, model: dict, image_size: int) -> list[Pattern]:
+    """What one query near the middle of the grid of patches sees in one layer of an image model.
+
+    Args:
+      label: the variant's label.
+      settings: the variant's entry `attention` in the comparison.
+      model: the fields of its `config.model`.
+      image_size: side of the images in pixels.
+
+    Returns:
+      One Pattern, or one for each kind of layer where layers differ; never an exception, as in `pattern`.
+    """
+    try:
+        side = _grid_side(model, image_size)
+        seen = _ON_GRID.get(settings["name"], _in_sequence)(settings, model, side)
+        if seen is None:
+            return [Pattern(label, None, f"no mask to draw: {_sees(settings)}")]
+        return [
+            Pattern(f"{label}{kind}", cells, f"{cells.sum()} of {cells.size} patches{words}", _middle(side))
+            for kind, cells, words in seen
+        ]
+    except _UNDRAWABLE as error:
+        return [_unavailable(label, error)]
 
 
 def to_svg(picture: Pattern, color: str) -> str:
-    """The picture, which has something to draw, as an SVG element of one path; `color` is any CSS colour."""
+    """The picture, which has something to draw, as an SVG element; `color` is any CSS colour.
+
+    The query of a grid is a dot in the page's ink.
+    """
     rows, columns = picture.allowed.shape
+    marks = ""
+    if picture.query:
+        if max(rows, columns) <= 32:  # beyond, the lines would cover the cells
+            lines = [f"M0 {y}h{columns}" for y in range(1, rows)] + [f"M{x} 0v{rows}" for x in range(1, columns)]
+            marks = f'<path d="{"".join(lines)}" style="stroke: var(--card)" vector-effect="non-scaling-stroke"/>'
+        row, column = picture.query
+        marks += f'<circle cx="{column + 0.5}" cy="{row + 0.5}" r="0.35" style="fill: var(--ink)"/>'
     path = "".join(
         f"M{start} {row}h{stop - start}v1h{start - stop}z"
         for row, line in enumerate(picture.allowed)
@@ -62,8 +101,13 @@ def to_svg(picture: Pattern, color: str) -> str:
     )
     return (
         f'<svg viewBox="0 0 {columns} {rows}" shape-rendering="crispEdges" aria-hidden="true">'
-        f'<path d="{path}" style="fill: {color}"/></svg>'
+        f'<path d="{path}" style="fill: {color}"/>{marks}</svg>'
     )
+
+
+def _unavailable(label, error):
+    reason = (str(error).splitlines() or [""])[0]
+    return Pattern(label, None, f"mask not available ({type(error).__name__}: {reason})")
 
 
 def _mask(settings: dict, length: int, causal: bool):
@@ -103,3 +147,69 @@ def _runs(line: np.ndarray) -> list[tuple[int, int]]:
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(int)))
     return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _grid_side(model: dict, image_size: int) -> int:
+    """Patches along a side of the grid that the first layer attends over."""
+    from models.vision_config import patch_of
+
+    if (model.get("name"), model.get("stem")) == ("axial", "conv"):  # a convolution and a pooling, each of stride 2
+        return -(-image_size // 4)
+    return -(-image_size // patch_of(SimpleNamespace(patch_size=model.get("patch_size") or 0), image_size))
+
+
+def _middle(side: int) -> tuple[int, int]:
+    """A query near the middle, but off it, where windows of half the side would have a border."""
+    return 2 * side // 5, 2 * side // 5
+
+
+def _shifted_windows(settings, model, side):
+    """Swin: windows, shifted by half a window in every other layer; a grid no larger than a window has only one."""
+    window = min(settings["window"], side)
+    plain = _window_of_query(side, window, 0)
+    if side <= window:
+        return [("", plain, ": the window is the grid")]
+    if not settings["shift"]:
+        return [("", plain, ", in every layer")]
+    shifted = _window_of_query(side, window, window // 2)
+    return [("", plain, ", in layers 1, 3, …"), (", shifted", shifted, ", in layers 2, 4, …")]
+
+
+def _grid_window(settings, model, side):
+    return [("", _window_of_query(side, settings["window"], 0), ", in every layer")]
+
+
+def _window_of_query(side, window, shift):
+    """The window that holds the query: what a shift moves across the border forms windows of its own."""
+    of = (np.arange(side) - shift) // window
+    row, column = _middle(side)
+    return (of == of[row])[:, None] & (of == of[column])
+
+
+def _cross(settings, model, side):
+    """Row and column of the query: at once by halves of the heads (ViT), or column first, then row (Axial-ResNet)."""
+    distance = np.abs(np.arange(side) - _middle(side)[0])
+    here, near = distance == 0, distance <= ((settings.get("span") or 2 * side) - 1) // 2
+    cells = (here[:, None] & near) | (near[:, None] & here)
+    split = model.get("name") == "vit"
+    return [("", cells, ": half of the heads see the row, half the column" if split else ": column first, then row")]
+
+
+def _in_sequence(settings, model, side):
+    """A variant on the row-major grid as a sequence, special tokens first; None where it has no fixed pairs."""
+    special = (model.get("pool") == "cls") + (model.get("registers") or 0)
+    length = side * side + special
+    if length > _LONGEST_COUNTED:
+        raise NotImplementedError(f"the mask of {side} x {side} patches is too large to draw")
+    mask = _mask(settings, length, causal=False)
+    if mask is None:
+        return None
+    allowed = np.asarray(mask.dense(length, length))
+    words = f", head 0 of {allowed.shape[0]}" if allowed.ndim == 3 else ""
+    row, column = _middle(side)
+    seen = allowed.reshape(-1, length, length)[0, special + row * side + column, special:]
+    return [("", seen.reshape(side, side), words)]
+
+
+# Variants that know rows and columns, by `config.model.attention.name`; all others see a sequence.
+_ON_GRID = {"shifted_window": _shifted_windows, "grid_window": _grid_window, "axial": _cross}

@@ -19,10 +19,11 @@ class Progress:
     Args:
       total: optimiser steps of the whole comparison.
       metric: what the metric is called, such as "bits per byte".
+      unit: what speed is told in, {"name": "images", "tokens": tokens in one}; None = tokens.
       console: where to write; None = stderr.
     """
 
-    def __init__(self, total, metric, console=None):
+    def __init__(self, total, metric, unit=None, console=None):
         self.console = console or Console(stderr=True)
         columns = (
             SpinnerColumn(),
@@ -35,7 +36,7 @@ class Progress:
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=total, numbers="")
         self.total, self.done, self.fresh, self.busy, self.last = total, 0, 0, 0.0, time.perf_counter()
-        self.title, self.metric = "", metric
+        self.title, self.metric, self.unit = "", metric, unit or {"name": "tokens", "tokens": 1}
 
     def __enter__(self):
         self.bar.start()
@@ -59,7 +60,8 @@ class Progress:
         """Shows one finished step, its row of metrics, of `steps`; it took `seconds` for `tokens`."""
         metric = row[self.metric.replace(" ", "_")]
         self.done, self.fresh, self.busy = self.done + 1, self.fresh + 1, self.busy + seconds
-        numbers = f"  {self.metric} {math.nan if metric is None else metric:.3f}  {tokens / seconds:,.0f} tokens/s"
+        speed = f"{tokens / self.unit['tokens'] / seconds:,.0f} {self.unit['name']}/s"
+        numbers = f"  {self.metric} {math.nan if metric is None else metric:.3f}  {speed}"
         self.bar.update(self.task, completed=self.done, numbers=numbers)
         if time.perf_counter() - self.last > PLAIN_SECONDS:
             left = (self.total - self.done) * self.busy / self.fresh

@@ -1,8 +1,11 @@
-"""What a run writes besides checkpoints: whole JSON files, and metrics as JSON lines and TensorBoard events."""
+"""What a run writes besides checkpoints: whole JSON and array files, metrics as JSON lines and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
+
+import numpy as np
 
 
 def read_json(path):
@@ -12,9 +15,29 @@ def read_json(path):
 
 def write_json(path, content):
     """Writes all of a file or nothing: a stop in the middle leaves the old content in place."""
+    with _whole(path) as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def read_arrays(path):
+    """{name: array} of an npz file, empty if there is none."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def write_arrays(path, arrays):
+    """Writes {name: array} as an npz file, all of it or nothing."""
+    with _whole(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+@contextlib.contextmanager
+def _whole(path):
     part = path.with_name(path.name + ".part")
-    with open(part, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
+    with open(part, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -5,20 +5,24 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from experiment import figures, look, patterns
+from experiment import figures, gallery, look, patterns
 from experiment.findings import (
     compact,
     findings,
+    in_units,
     listed,
     metric_name,
     not_better_than_baseline,
     number,
-    pareto_front,
+    on_images,
+    pieces,
     ranking,
+    unit,
     with_error,
 )
+from experiment.report_charts import cost_words, section, sections
 from experiment.report_table import results_table, swatch
-from experiment.table import MEMORY_EXPONENT, PEAK_MEMORY, TIME_EXPONENT, TRAIN_SPEED, print_table, write_csv
+from experiment.table import PEAK_MEMORY, TIME_EXPONENT, TRAIN_SPEED, print_table, write_csv
 
 __all__ = ["print_table", "write_csv", "write_report"]
 
@@ -29,14 +33,37 @@ _TIMES = (
 )
 _MEMORY = "Arguments, results and temporaries of the compiled training step, as the compiler plans them."
 _SCALING = (
-    "One attention layer of each variant on its own, projections included, at growing length T; temporary memory is "
+    "One attention layer of each variant on its own, projections included, {growing}; temporary memory is "
     "what the compiled training pass sets aside besides its arguments and results. An exponent is the slope of the "
-    "line fitted to the longer half on log axes: 1 means twice the length costs twice as much, 2 means four times."
+    "line fitted to the longer half on log axes: 1 means twice the {size} costs twice as much, 2 means four times."
+)
+_ROLLOUT = (
+    "Attention rollout (Abnar and Zuidema 2020) follows the attention weights from the last layer back to the image: "
+    "each layer's weights, averaged over heads and mixed half and half with the path around the layer, multiplied "
+    "together. What comes out is the share of each patch in what the model reads its answer from, here as a multiple "
+    "of an even share, on one scale for all models and images. It shows where a model looked, not why it answered: "
+    "what values, MLPs and convolutions make of a patch, and whether it spoke for the answer or against it, does not "
+    "enter."
+)
+_PAIRS = (
+    "A row is a query, a column a key, a coloured cell a pair that may attend. Each pattern is scaled down to "
+    f"{patterns.SIDE} tokens, proportions kept."
+)
+_GRIDS = (
+    "The grid of patches of the first layers, at training size. The dot is one query near the middle, a coloured cell "
+    "what it may attend to in one layer."
+)
+_ERROR_BARS = (
+    "One standard error, over {over}. Two results count as resolved when they differ by more than two standard errors "
+    "of the difference. That error is paired, {piece} by {piece} or seed by seed, where the comparison recorded it; "
+    "else the two errors count as independent: cautious."
 )
 _FLOPS = "Operations in the matrix products of one training step, loops counted as often as they run."
 
 
-def write_report(workdir: Path, comparison: dict, curves: dict[str, dict[int, list[dict]]], config) -> Path:
+def write_report(
+    workdir: Path, comparison: dict, curves: dict[str, dict[int, list[dict]]], config, pictures: dict | None = None
+) -> Path:
     """Writes `figures/*.png` and `report.html` and returns the page's path.
 
     The page needs no network: figures stand in it as SVG, style and script are its own.
@@ -45,7 +72,9 @@ def write_report(workdir: Path, comparison: dict, curves: dict[str, dict[int, li
       workdir: folder of the comparison; exists.
       comparison: the content of comparison.json.
       curves: `curves[label][seed]`, the rows of metrics.jsonl.
-      config: the run's config, a ConfigDict or nested mapping; `config["data"]["length"]` is the training length.
+      config: the run's config, a ConfigDict or nested mapping; `config["data"]["length"]` is the training length, or
+        `config["data"]["image_size"]` the side of the training images.
+      pictures: `pictures[label]`, what the task's `pictures` gave of each model; see `gallery.gallery`.
 
     Returns:
       `workdir / "report.html"`.
@@ -53,21 +82,19 @@ def write_report(workdir: Path, comparison: dict, curves: dict[str, dict[int, li
     folder = Path(workdir) / "figures"
     folder.mkdir(exist_ok=True)
     settings = json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else dict(config)
-    drawings = _drawings(comparison, curves)
-    pictures = _pictures(comparison, settings)
-    for name, figure in {**drawings, "masks": figures.masks(pictures)}.items():
+    masks = _masks(comparison, settings)
+    shown, seen = _shown(comparison, pictures or {})
+    for name, figure in {"masks": figures.masks(masks), **seen}.items():
         if figure is not None:
             look.save_png(figure, folder / f"{name}.png")
-    svgs = {name: look.to_svg(figure, name) for name, figure in drawings.items() if figure is not None}
     title = _title(comparison, settings)
     body = [
         _lead(comparison, curves, title),
         _cards(comparison),
-        _section("results", "Results", "Click a column to sort by it.", results_table(comparison)),
-        _pareto_section(comparison, svgs),
-        _curve_section(comparison, curves, svgs),
-        _cost_section(comparison, svgs),
-        _mask_section(pictures),
+        section("results", "Results", "Click a column to sort by it.", results_table(comparison)),
+        shown,
+        *sections(comparison, curves, folder),
+        _mask_section(masks, on_images(comparison)),
         _method_section(comparison, settings),
     ]
     page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
@@ -77,39 +104,48 @@ def write_report(workdir: Path, comparison: dict, curves: dict[str, dict[int, li
     return path
 
 
-def _drawings(comparison, curves):
-    return {
-        "pareto": figures.pareto(comparison),
-        "curves_steps": figures.learning_curves(comparison, curves, "step"),
-        "curves_seconds": figures.learning_curves(comparison, curves, "seconds"),
-        "cost_train": figures.cost(comparison, "train_ms"),
-        "cost_forward": figures.cost(comparison, "forward_ms"),
-        "cost_memory": figures.cost(comparison, "temporary_bytes"),
-    }
-
-
-def _pictures(comparison, settings):
-    length = number(settings, "data", "length")
-    if length is None:
+def _masks(comparison, settings):
+    """(i, `patterns.Pattern`) of each picture of the i-th variant's mask."""
+    size = _size(comparison, settings)
+    if size is None:
         return []
-    causal = (settings.get("model") or {}).get("name", "transformer") == "transformer"
-    return [patterns.pattern(v["name"], v.get("attention") or {}, length, causal) for v in comparison["variants"]]
+    model, found = settings.get("model") or {}, []
+    for i, variant in enumerate(comparison["variants"]):
+        name, attention = variant["name"], variant.get("attention") or {}
+        if on_images(comparison):
+            own = ((settings.get("variants") or {}).get(name) or {}).get("model") or {}
+            kind = {"name": variant["model"]} if variant.get("model") else {}
+            found += [(i, p) for p in patterns.grid_patterns(name, attention, {**model, **own, **kind}, size)]
+        else:
+            causal = model.get("name", "transformer") == "transformer"
+            found.append((i, patterns.pattern(name, attention, size, causal)))
+    return found
+
+
+def _size(comparison, settings):
+    """Tokens, or pixels along a side, of a training example; the config's 0 stands for what the data have."""
+    if not on_images(comparison):
+        return number(settings, "data", "length")
+    return number(settings, "data", "image_size") or number(comparison, "data", "image_size")
 
 
 def _title(comparison, settings):
     count, data = len(comparison["variants"]), settings.get("data") or {}
     # The user's own text is named by its file or folder.
     name = Path(data.get("path") or "").name or data.get("name")
-    topic = f"{name} ({comparison['task']})" if name else comparison["task"]
+    topic, kind = f"{name} ({comparison['task']})" if name else comparison["task"], "kinds of attention"
+    if on_images(comparison):
+        topic, kind = name or comparison["task"], "image models"
     if count == 1:
         return f"{comparison['variants'][0]['name']} on {topic}"
-    return f"{_COUNTS[count] if count < len(_COUNTS) else count} kinds of attention on {topic}"
+    return f"{_COUNTS[count] if count < len(_COUNTS) else count} {kind} on {topic}"
 
 
 def _lead(comparison, curves, title):
     rows = [row for seeds in curves.values() for run in seeds.values() for row in run]
     steps, tokens = (max((number(row, key) or 0 for row in rows), default=0) for key in ("step", "tokens"))
-    budget = f": {steps:,} steps, {compact(tokens)} tokens each" if steps and tokens else ""
+    amount = f"{compact(in_units(comparison, tokens))} {unit(comparison)}"
+    budget = f": {steps:,} steps, {amount} each" if steps and tokens else ""
     seeds = max((len(seeds) for seeds in curves.values()), default=0)
     better = "higher" if comparison["metric"]["higher_is_better"] else "lower"
     same = "All had the same data, the same order and the same budget" if len(comparison["variants"]) > 1 else "Budget"
@@ -137,7 +173,7 @@ def _cards(comparison):
         return ""
     cards = [("Best quality", ranked[0], f"{with_error(ranked[0])} {metric_name(comparison)}")]
     for title, column, words in (
-        ("Fastest in training", TRAIN_SPEED, "{} tokens per second"),
+        ("Fastest in training", TRAIN_SPEED.within(comparison), f"{{}} {unit(comparison)} per second"),
         ("Least peak memory", PEAK_MEMORY, "{} MB"),
         ("Slowest growth of time", TIME_EXPONENT, "proportional to T^{}"),
     ):
@@ -153,108 +189,70 @@ def _card(comparison, title, variant, text):
     return f'<div class="card"><p>{title}</p><p class="name">{name}</p><p>{escape(text)}</p></div>'
 
 
-def _pareto_section(comparison, svgs):
-    if "pareto" not in svgs:
-        return ""
-    points = "; ".join(
-        f"{v['name']} {with_error(v)} at {compact(v['train_tokens_per_second'])} tokens per second"
-        for v in ranking(comparison)
-        if number(v, "train_tokens_per_second")
-    )
-    front = listed(v["name"] for v in pareto_front(comparison))
-    caption = (
-        "<b>Up and to the right is better.</b> Bars are one standard error. The dashed line is the Pareto front "
-        f"({escape(front)}); whatever lies in the shaded area is beaten by one of them in quality and in speed at once."
-    )
-    figure = _figure(svgs["pareto"], f"Quality against training speed. {points}.", caption)
-    hint = "What a slower mechanism buys, and what a faster one gives up."
-    return _section("pareto", "Quality against speed", hint, f'<div class="solo">{figure}</div>')
+def _shown(comparison, pictures):
+    """(section, {name: figure}) of what the task's `pictures` gave, empty where it gave none."""
+    try:
+        found = gallery.gallery(comparison, pictures)
+        figure = found and gallery.to_figure(found)
+        body = found and gallery.to_html(found, lambda i: swatch(comparison, comparison["variants"][i]))
+    except (LookupError, TypeError, ValueError) as error:  # a picture must not cost a finished comparison its report
+        hint = escape(f"Pictures not available ({type(error).__name__}: {error}).")
+        return section("pictures", "What the models see", hint, ""), {}
+    if not found:
+        return "", {}
+    if found.kind == "attention":
+        title, told = "What each model looks at", f'<p class="key prose">{_ROLLOUT}</p>'
+        hint = "Validation images under each model's attention, and its answer with the confidence it had."
+    else:
+        title, told = "What each model makes of a scene", ""
+        hint = (
+            "Validation images, the true class of every pixel, and what each model answered; IoU is intersection over "
+            "union, the mean over the classes in the image or the answer."
+        )
+    return section("pictures", title, hint, body + told), {found.kind: figure}
 
 
-def _curve_section(comparison, curves, svgs):
-    if "curves_steps" not in svgs:
-        return ""
-    seeds = max(len(runs) for runs in curves.values())
-    band = f"The band runs from the lowest to the highest of {seeds} seeds. " if seeds > 1 else ""
-    last = "; ".join(f"{v['name']} ends at {with_error(v)}" for v in ranking(comparison))
-    captions = {
-        "curves_steps": "<b>Per step:</b> how much each variant learns from the same data. Dotted lines are baselines.",
-        "curves_seconds": "<b>Per second:</b> the same curves against the clock, where a cheap step counts.",
-    }
-    panels = "".join(
-        _figure(svgs[name], f"Learning curves. {last}.", text) for name, text in captions.items() if name in svgs
-    )
-    hint = f"Validation score during training. {band}The first steep part, where all look alike, is cut off."
-    return _section("curves", "Learning curves", hint, f'<div class="panels wide">{panels}</div>')
-
-
-def _cost_section(comparison, svgs):
-    captions = {
-        "cost_train": "<b>Forward and backward time</b>; the legend gives the fitted exponent.",
-        "cost_forward": "<b>Forward time</b> alone.",
-        "cost_memory": "<b>Temporary memory</b> of both passes; the legend gives the fitted exponent.",
-    }
-    grown = "; ".join(
-        f"{v['name']} time T^{TIME_EXPONENT.text(v)}, memory T^{MEMORY_EXPONENT.text(v)}"
-        for v in comparison["variants"]
-    )
-    panels = "".join(
-        _figure(svgs[name], f"Cost against sequence length on log axes. {grown}.", text)
-        for name, text in captions.items()
-        if name in svgs
-    )
-    if not panels:
-        return ""
-    hint = (
-        "One attention layer alone, both axes logarithmic: a straight line is a power of the length and its slope the "
-        "exponent. Dotted guides show slopes 1 and 2."
-    )
-    return _section("cost", "Cost against length", hint, f'<div class="panels">{panels}</div>')
-
-
-def _mask_section(pictures):
+def _mask_section(pictures, on_grid):
     if not pictures:
         return ""
-    shown, told = [], []
-    for i, picture in enumerate(pictures):
+    shown, told, what = [], [], "What a query sees in" if on_grid else "Mask of"
+    for i, picture in pictures:
         label, note = escape(picture.label), escape(picture.note)
         if picture.allowed is None:
             told.append(f"<dt>{label}</dt><dd>{note}</dd>")
             continue
         svg = patterns.to_svg(picture, f"var(--s{i % len(look.PALETTE)})")
-        image = f'<div role="img" aria-label="Mask of {label}: {note}">{svg}</div>'
+        image = f'<div role="img" aria-label="{what} {label}: {note}">{svg}</div>'
         shown.append(f"<figure>{image}<figcaption><b>{label}</b>{note}</figcaption></figure>")
-    hint = (
-        "A row is a query, a column a key, a coloured cell a pair that may attend. Each pattern is scaled down to "
-        f"{patterns.SIDE} tokens, proportions kept."
-    )
+    title = "What one patch sees" if on_grid else "Who may attend to whom"
+    hint = _GRIDS if on_grid else _PAIRS
     drawn = f'<div class="masks">{"".join(shown)}</div>' if shown else ""
     words = f'<dl class="facts">{"".join(told)}</dl>' if told else ""
-    return _section("masks", "Who may attend to whom", hint if shown else "", drawn + words)
+    return section("masks", title, hint if shown else "", drawn + words)
 
 
 def _method_section(comparison, settings):
     over = {number_of for v in ranking(comparison) if (number_of := v["quality"].get("stderr_over"))}
+    piece = pieces(comparison).removesuffix("s")
+    over = {pieces(comparison) if name == "files" else name for name in over}
+    size, title = cost_words(comparison)
+    growing = "on growing grids of T = rows × columns patches" if on_images(comparison) else "at growing length T"
     versions = comparison.get("versions") or {}
     facts = {
         "Command": f"<code>{escape(str(comparison.get('command') or 'not recorded'))}</code>",
         "Date": escape(str(comparison.get("date") or "not recorded")),
         "Device": escape(str(comparison["device"])),
         "Versions": escape(", ".join(f"{name} {version}" for name, version in versions.items())) or "not recorded",
-        "Error bars": escape(
-            f"One standard error, over {listed(sorted(over)) or 'an unrecorded source'}. Two results count as resolved "
-            "when they differ by more than two standard errors of the difference. That error is paired, file by file "
-            "or seed by seed, where the comparison recorded it; else the two errors count as independent: cautious."
-        ),
+        "Error bars": escape(_ERROR_BARS.format(over=listed(sorted(over)) or "an unrecorded source", piece=piece)),
         "Times": _TIMES,
         "Peak memory": _MEMORY,
-        "Cost against length": _SCALING,
+        title: _SCALING.format(growing=growing, size=size),
         "FLOPs": _FLOPS,
     }
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
     lines = escape("\n".join(_flat(settings)))
     config = f"<details><summary>The exact config</summary><pre>{lines}</pre></details>"
-    return _section("method", "How this was measured", "", f'<dl class="facts">{told}</dl>{config}')
+    return section("method", "How this was measured", "", f'<dl class="facts">{told}</dl>{config}')
 
 
 def _flat(settings, prefix="config"):
@@ -268,12 +266,3 @@ def _flat(settings, prefix="config"):
             yield from _flat(value, f"{prefix}.{name}")
         else:
             yield f"--{prefix}.{name}={value}"
-
-
-def _section(name, title, hint, body):
-    hint = f'<p class="hint">{hint}</p>' if hint else ""
-    return f'<section id="{name}"><h2>{title}</h2>{hint}{body}</section>'
-
-
-def _figure(svg, alt, caption):
-    return f'<figure><div role="img" aria-label="{escape(alt)}">{svg}</div><figcaption>{caption}</figcaption></figure>'

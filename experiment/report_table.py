@@ -6,6 +6,7 @@ from experiment.findings import (
     metric_name,
     not_better_than_baseline,
     number,
+    on_images,
     quality,
     ranking,
     strongest_baseline,
@@ -38,8 +39,10 @@ def results_table(comparison) -> str:
     if "tie" in states.values():
         key += ' &ensp; <span class="tie">not resolved</span> from the best: within two standard errors'
     if baselines:
-        key += " &ensp; baselines are counting models without any network"
-    shared = [c for c in COLUMNS if c not in columns and c.text(comparison["variants"][0]) != "–"]
+        what = "simple" if on_images(comparison) else "counting"
+        key += f" &ensp; baselines are {what} models without any network"
+    shared = [column.within(comparison) for column in COLUMNS]
+    shared = [c for c in shared if c not in columns and c.text(comparison["variants"][0]) != "–"]
     if shared:
         key += " &ensp; the same for all: " + ", ".join(
             f"{c.title} {c.text(comparison['variants'][0])}" for c in shared

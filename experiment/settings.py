@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import fcntl
 import json
+import math
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiment.records import read_json, write_json
+from models.config import FIELDS
 from models.config import check as check_model
 from tasks import TASKS
 
@@ -34,8 +36,10 @@ _COUNT = _at_least(1)
 _ANY_TEXT = (str, lambda value: True, "text")
 _PROBABILITY = (float, lambda value: 0 <= value < 1, "in [0, 1)")
 _POSITIVE = (float, lambda value: 0 < value < float("inf"), "above 0")
+_NOT_NEGATIVE = (float, lambda value: 0 <= value < float("inf"), "at least 0")
 
-# Field -> (type, test, what is wanted). `config.model` is checked by `models.config`.
+# Field -> (type, test, what is wanted); of `config.data` those that the task reads (`DATA`). `config.model` is checked
+# by `models.config`.
 RULES = {
     "task": _ANY_TEXT,
     "seed": _at_least(0),
@@ -46,6 +50,14 @@ RULES = {
     "data.dir": _ANY_TEXT,
     "data.length": _COUNT,
     "data.validation_bytes": _at_least(2),
+    "data.image_size": _at_least(0),
+    "data.crop": _at_least(0),
+    "data.flip": (bool, lambda value: True, "True or False"),
+    "data.mixup": _NOT_NEGATIVE,
+    "data.label_smoothing": _PROBABILITY,
+    "data.num_shapes": _COUNT,
+    "data.noise": _NOT_NEGATIVE,
+    "data.validation_images": _at_least(2),
     "train.steps": _COUNT,
     "train.batch_size": _COUNT,
     "train.accumulate": _COUNT,
@@ -53,17 +65,17 @@ RULES = {
     "train.learning_rate": _POSITIVE,
     "train.warmup_steps": _at_least(0),
     "train.final_fraction": (float, lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "train.weight_decay": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
+    "train.weight_decay": _NOT_NEGATIVE,
     "train.beta1": _PROBABILITY,
     "train.beta2": _PROBABILITY,
     "train.clip_norm": _POSITIVE,
     "train.evaluate_every": _COUNT,
-    "train.evaluate_bytes": _at_least(2),
+    "train.evaluate_examples": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.keep_checkpoints": _at_least(2),
     "scaling.lengths": (tuple, lambda value: all(type(n) is int and n > 0 for n in value), "positive integers"),
     "scaling.batch_size": _COUNT,
-    "scaling.seconds": (float, lambda value: 0 <= value < float("inf"), "at least 0"),
+    "scaling.seconds": _NOT_NEGATIVE,
 }
 
 
@@ -165,9 +177,9 @@ def check(config):
     for field in ("model", "variants"):
         if not isinstance(config.get(field), ConfigDict):
             raise SettingsError(f"config.{field} is missing, want a ConfigDict")
+    if config.get("task") not in TASKS:
+        raise SettingsError(f"config.task={config.get('task')!r}: unknown, want one of {', '.join(TASKS)}")
     _check_rules(config)
-    if config.task not in TASKS:
-        raise SettingsError(f"config.task={config.task!r}: unknown, want one of {', '.join(TASKS)}")
     if config.seed + config.seeds > 2**31:
         raise SettingsError(f"config.seeds={config.seeds}: want config.seed + config.seeds at most 2**31")
     selected(config)
@@ -175,27 +187,37 @@ def check(config):
         with _naming(f"variant {label}"):
             _check_rules(variant)
             _check_task(variant)
-            check_model(variant.model, config.data.length)
+            check_model(variant.model, size(config) or 1)  # 0: known once the data are read, when all is checked again
             _check_vocabulary(variant)
 
 
+def size(config):
+    """The size of an example that a config asks for, T of a text or the side of an image; 0 leaves it to the data."""
+    return config.data[TASKS[config.task].SIZE]
+
+
 def fill(config, fields):
-    """Writes into `config.model` what the data decide; 0 in the config leaves it to them.
+    """Writes into the config what the data decide, and checks it again; 0 in the config leaves it to the data.
 
     Args:
       config: the config, changed in place.
-      fields: the task's `fields`, such as {"num_classes": 10}.
+      fields: the task's `fields`, such as {"model.num_classes": 10}.
 
     Raises:
-      SettingsError: the config, or one of its variants, says something else.
+      SettingsError: the config, or one of its variants, says something else, or cannot be with this value.
     """
-    for name, value in fields.items():
+    for field, value in fields.items():
+        part, name = field.split(".")
         for label, variant in variants(config).items():
-            if variant.model[name] not in (0, value):
+            if variant[part][name] not in (0, value):
                 raise SettingsError(
-                    f"variant {label}: model.{name}={variant.model[name]}: the data want {value}; write {value}, or 0"
+                    f"variant {label}: {field}={variant[part][name]}: the data want {value}; write {value}, or 0"
                 )
-        config.model[name] = value
+        for tree in (config, *config.variants.values()):
+            if name in tree.get(part, {}):
+                tree[part][name] = value
+    if fields:
+        check(config)
 
 
 @contextlib.contextmanager
@@ -212,7 +234,8 @@ def variants(config):
 
     A variant may change `model` and `train`; the data, seeds and measurements are one for all. Fields are merged name
     by name, except those of ATTENTIONS, which are replaced as a whole because settings belong to the named variant.
-    A config without variants is a comparison of one.
+    One that names another model has that model's fields: its own, and for the rest the shared ones. A config without
+    variants is a comparison of one.
 
     >>> config = ConfigDict({"model": {"width": 8, "attention": {"name": "full"}}, "train": {}, "variants": {}})
     >>> config.variants = ConfigDict({"wide": {"model": {"width": 16}}})
@@ -227,8 +250,17 @@ def variants(config):
             raise SettingsError(f"config.variants: label {label!r} names a folder, want letters, digits and _ . + -")
         for field in change.keys() - {"model", "train"}:
             raise SettingsError(f"config.variants.{label}.{field}: a variant may only change model and train")
-        result[label] = FrozenConfigDict(_merge(shared, change, f"config.variants.{label}"))
+        base = shared | {"model": _adopted(shared["model"], change.get("model", {}))}
+        result[label] = FrozenConfigDict(_merge(base, change, f"config.variants.{label}"))
     return result
+
+
+def _adopted(shared, change):
+    """The shared fields of `config.model` that a variant with these changes starts from."""
+    name = change.get("name", shared.get("name"))
+    if name == shared.get("name") or name not in FIELDS:
+        return shared
+    return {field: change.get(field, shared.get(field)) for field in FIELDS[name] if field in change or field in shared}
 
 
 def selected(config):
@@ -303,13 +335,18 @@ def difference(old, new, prefix="config"):
 
 def _check_rules(config):
     given = _flatten({name: value for name, value in config.items() if name not in ("model", "variants")})
-    for field in given.keys() - RULES.keys():
-        raise SettingsError(f"config.{field}: unknown field, want one of {', '.join(RULES)}")
-    for field, (kind, good, wanted) in RULES.items():
+    read = TASKS[config.task].DATA
+    rules = {field: rule for field, rule in RULES.items() if field[:5] != "data." or field[5:] in read}
+    for field in given.keys() - rules.keys():
+        raise SettingsError(f"config.{field}: unknown field, want one of {', '.join(rules)}")
+    for field, (kind, good, wanted) in rules.items():
         if field not in given:
             raise SettingsError(f"config.{field} is missing, want {kind.__name__}, {wanted}")
         if type(given[field]) is not kind or not good(given[field]):
             raise SettingsError(f"config.{field}={given[field]!r}: want {kind.__name__}, {wanted}")
+    sides = [math.isqrt(length) for length in config.scaling.lengths]
+    if TASKS[config.task].SIZE == "image_size" and [side**2 for side in sides] != list(config.scaling.lengths):
+        raise SettingsError(f"config.scaling.lengths={config.scaling.lengths}: want squares, patches of a square image")
     train = config.train
     if train.warmup_steps >= train.steps:
         raise SettingsError(
@@ -330,9 +367,9 @@ def _check_task(config):
 
 
 def _check_vocabulary(config):
-    size, needed = config.model.vocab_size, TASKS[config.task].VOCABULARY
-    if size < needed:
-        raise SettingsError(f"config.model.vocab_size={size}: the task {config.task!r} needs {needed}")
+    vocabulary, needed = config.model.get("vocab_size", 0), TASKS[config.task].VOCABULARY
+    if vocabulary < needed:
+        raise SettingsError(f"config.model.vocab_size={vocabulary}: the task {config.task!r} needs {needed}")
 
 
 def _merge(base, change, path):

@@ -3,13 +3,14 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiment.findings import (
     compact,
     failures,
     findings,
+    in_units,
     leads,
     metric_name,
     not_better_than_baseline,
@@ -17,6 +18,7 @@ from experiment.findings import (
     pareto_front,
     quality,
     ranking,
+    unit,
     with_error,
 )
 
@@ -31,6 +33,7 @@ class Column:
       path: where it stands in a variant's record.
       show: number -> text.
       better: +1 where more is better, -1 where less is, 0 where it is a mere fact.
+      factor: from what the record holds to what `of` gives.
     """
 
     title: str
@@ -38,10 +41,18 @@ class Column:
     path: tuple[str, ...]
     show: Callable[[float], str]
     better: int
+    factor: float = 1.0
 
     def of(self, variant) -> float | None:
         """The variant's number, None where it was not measured."""
-        return number(variant, *self.path)
+        value = number(variant, *self.path)
+        return None if value is None else self.factor * value
+
+    def within(self, comparison) -> "Column":
+        """The column in the unit that the comparison counts speed in."""
+        if self.unit != "tokens/s":
+            return self
+        return replace(self, unit=f"{unit(comparison)}/s", factor=in_units(comparison, 1.0))
 
     def text(self, variant) -> str:
         """The variant's number as shown, a dash where it was not measured."""
@@ -93,9 +104,10 @@ def settings_words(variant) -> str:
 
 def telling(comparison) -> list[Column]:
     """The columns worth their width: those with any number, without facts in which all variants agree."""
-    texts = {column: {column.text(variant) for variant in comparison["variants"]} for column in COLUMNS}
+    columns = [column.within(comparison) for column in COLUMNS]
+    texts = {column: {column.text(variant) for variant in comparison["variants"]} for column in columns}
     single = len(comparison["variants"]) == 1
-    return [c for c in COLUMNS if texts[c] != {"–"} and (c.better or single or len(texts[c]) > 1)]
+    return [c for c in columns if texts[c] != {"–"} and (c.better or single or len(texts[c]) > 1)]
 
 
 def standing(comparison) -> dict[str, str]:

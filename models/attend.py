@@ -2,15 +2,18 @@
 
 Every function here is `(query, key, value, *arrays, settings, causal, **tail) -> output`. `arrays` are what the variant
 asks for beside query, key and value (`Variant.arrays`). `tail` is what the layer wants honoured, and only that:
-key_mask, query_segment_ids and key_segment_ids, bias, dropout_rate and dropout_rng, initial_state and return_state. The
-`mask_*` are the same patterns as objects, to draw, to compare with and to decode under.
+key_mask, query_segment_ids and key_segment_ids, bias, dropout_rate and dropout_rng, initial_state and return_state, and
+for the variants of images `grid`, the rows and columns that the tokens stand in. The `mask_*` are the same patterns as
+objects, to draw, to compare with and to decode under.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention.axial import axial_attention
 from attention.bigbird import bigbird_attention, bigbird_pattern, bigbird_random_blocks
+from attention.checks import split_rng
 from attention.delta_rule import delta_rule_attention
 from attention.dot_product import dot_product_attention
 from attention.gated_linear import gated_linear_attention, retention
@@ -22,6 +25,7 @@ from attention.masks import Blocks, Causal, Full, Global, Window
 from attention.performer import performer_attention, performer_projection
 from attention.reformer import lsh_attention
 from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
+from attention.swin import shifted_window_attention
 
 FEATURE_MAPS = {
     "elu_plus_one": elu_plus_one,
@@ -237,6 +241,33 @@ def unit_length(query, key):
 
 def _unit(x):
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def axial(query, key, value, *, settings, causal, grid, key_mask=None, dropout_rate=0.0, dropout_rng=None):
+    """The first half of the heads attends along the rows of the grid, the second half along its columns."""
+    if key.shape[-2] % 2:  # one of the heads of keys would serve both halves
+        key, value = (jnp.repeat(x, query.shape[-2] // key.shape[-2], axis=-2) for x in (key, value))
+    halves = (jnp.split(_on(grid, x), 2, axis=-2) for x in (query, key, value))
+    mask = None if key_mask is None else key_mask.reshape(-1, *grid)
+    attended = [
+        axial_attention(*heads, axis=axis, key_mask=mask, dropout_rate=dropout_rate, rng=rng)
+        for axis, rng, *heads in zip((2, 1), split_rng(dropout_rng, 2), *halves, strict=True)
+    ]
+    return jnp.concatenate(attended, axis=-2).reshape(*query.shape[:-1], value.shape[-1])
+
+
+def grid_window(query, key, value, *, settings, causal, grid, key_mask=None, **tail):
+    # A window beyond the grid would only add padding.
+    window = tuple(min(settings["window"], side) for side in grid)
+    mask = None if key_mask is None else key_mask.reshape(-1, *grid)
+    heads = (_on(grid, x) for x in (query, key, value))
+    attended = shifted_window_attention(*heads, window=window, key_mask=mask, **_one_rng(tail))
+    return attended.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _on(grid, x):
+    """[B, T, heads, H] -> [B, rows, columns, heads, H]."""
+    return x.reshape(x.shape[0], *grid, *x.shape[2:])
 
 
 def no_mask(settings, length, num_heads=1, *, causal=True):

@@ -6,48 +6,50 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from attention import rotary_frequencies
-from models import MODELS
+from models import vision_config
+from models.fields import (
+    LAYER_FIELDS,
+    POOLS,
+    check_choices,
+    check_given,
+    check_layers,
+    check_least,
+    check_rope_base,
+    check_types,
+)
 from models.variants import check_attention
 
 POSITIONS = ("rope", "alibi", "t5", "learned", "sinusoidal", "none")
-DTYPES = ("float32", "bfloat16")
-POOLS = ("cls", "mean")
-SHARED_FIELDS = {
-    "name": str,
-    "vocab_size": int,
-    "width": int,
-    "depth": int,
-    "num_heads": int,
-    "num_kv_heads": int,
-    "mlp_width": int,
-    "mlp_chunks": int,
-    "position": str,
-    "rope_base": float,
-    "rope_scaling": ConfigDict,
-    "t5_buckets": int,
-    "t5_max_distance": int,
-    "dropout": float,
-    "attention_dropout": float,
-    "dtype": str,
-    "tie_embeddings": bool,
-    "scan_layers": bool,
-    "remat": bool,
-    "reversible": bool,
-    "attention": ConfigDict,
-}
+TEXT_FIELDS = (
+    {"name": str, "vocab_size": int}
+    | LAYER_FIELDS
+    | {
+        "position": str,
+        "rope_base": float,
+        "rope_scaling": ConfigDict,
+        "t5_buckets": int,
+        "t5_max_distance": int,
+        "tie_embeddings": bool,
+        "scan_layers": bool,
+        "remat": bool,
+        "reversible": bool,
+        "attention": ConfigDict,
+    }
+)
 # Name in `models.MODELS` -> the fields its config has, with their types. A field that a model does not read is refused.
 FIELDS = {
-    "transformer": SHARED_FIELDS,
-    "encoder": SHARED_FIELDS | {"pool": str, "num_classes": int},
+    "transformer": TEXT_FIELDS,
+    "encoder": TEXT_FIELDS | {"pool": str, "num_classes": int},
     # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
-    "encoder_decoder": SHARED_FIELDS
+    "encoder_decoder": TEXT_FIELDS
     | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
-}
+} | vision_config.FIELDS
 # Field of a config that names a variant -> what it is used for, per model (see `models.variants.USES`).
 ATTENTIONS = {
     "transformer": {"attention": "decoder"},
     "encoder": {"attention": "encoder"},
     "encoder_decoder": {"attention": "encoder", "decoder_attention": "decoder", "cross_attention": "cross"},
+    "vit": {"attention": "encoder"},
 }
 
 
@@ -58,14 +60,15 @@ def check(config, length):
 
     Args:
       config: a mapping with the fields of `FIELDS[config.name]`.
-      length: the training length T.
+      length: the training length T, for models of images the side of the training images in pixels.
     """
-    if not isinstance(config, (ConfigDict, FrozenConfigDict)):
-        raise ValueError(f"model: wanted a ConfigDict, got {type(config).__name__}; write ConfigDict(...)")
-    if type(length) is not int or length < 1:
-        raise ValueError(f"length: wanted a positive integer, got {length!r}; write one such as 512")
-    _check_fields(config)
-    _check_sizes(config)
+    check_given(config, length)
+    if config.name in vision_config.FIELDS:
+        return vision_config.check(config, length)
+    check_types(config, FIELDS[config.name])
+    check_choices(config, {"position": POSITIONS, "pool": POOLS})
+    check_least(config, {"vocab_size": 1, "encoder_depth": 1, "t5_buckets": 1, "num_classes": 0})
+    check_layers(config)
     _check_positions(config)
     _check_rope(config, length)
     _check_memory(config)
@@ -73,44 +76,6 @@ def check(config, length):
     for field, use in ATTENTIONS[config.name].items():
         shared = {name: config[name] for name in ("position", "attention_dropout", "num_heads")}
         check_attention(config[field], use=use, field=field, **shared)
-
-
-def _check_fields(config):
-    if "name" not in config:
-        raise ValueError(f"model.name: missing; write name: one of {', '.join(MODELS)}")
-    _check_choices(config, {"name": MODELS})
-    fields = FIELDS[config.name]
-    for name in config.keys() - fields.keys():
-        raise ValueError(f"model.{name}: unknown field; the fields are {', '.join(fields)}")
-    for name, wanted in fields.items():
-        if name not in config:
-            raise ValueError(f"model.{name}: missing; write {name}: {wanted.__name__}")
-        value = config[name]
-        allowed = {float: (float, int), ConfigDict: (ConfigDict, FrozenConfigDict)}.get(wanted, wanted)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"model.{name}: wanted {wanted.__name__}, got {value!r}")
-    _check_choices(config, {"position": POSITIONS, "dtype": DTYPES, "pool": POOLS})
-
-
-def _check_choices(config, choices):
-    for name in choices.keys() & config.keys():
-        if config[name] not in choices[name]:
-            raise ValueError(f"model.{name}: got {config[name]!r}; write one of {', '.join(choices[name])}")
-
-
-def _check_sizes(config):
-    least = dict.fromkeys(
-        ("vocab_size", "width", "depth", "encoder_depth", "num_heads", "num_kv_heads", "mlp_width", "mlp_chunks"), 1
-    )
-    for name, minimum in (least | {"t5_buckets": 1, "num_classes": 0}).items():
-        if name in config and config[name] < minimum:
-            raise ValueError(f"model.{name}: wanted at least {minimum}, got {config[name]}")
-    for name in ("dropout", "attention_dropout"):
-        if not 0 <= config[name] < 1:
-            raise ValueError(f"model.{name}: wanted a rate in [0, 1), got {config[name]}; write 0.0 for none")
-    for whole, part in (("width", "num_heads"), ("num_heads", "num_kv_heads")):
-        if config[whole] % config[part]:
-            raise ValueError(f"model.{whole}: {config[whole]} is not a multiple of {part} = {config[part]}; change one")
 
 
 def _check_positions(config):
@@ -136,8 +101,7 @@ def _check_rope(config, length):
     head_dim = config.width // config.num_heads
     if head_dim % 2:
         raise ValueError(f"model.width: rope turns pairs, and width / num_heads = {head_dim} is odd; make it even")
-    if not 1 < config.rope_base < float("inf"):
-        raise ValueError(f"model.rope_base: wanted a number above 1, got {config.rope_base}; write 10000.0")
+    check_rope_base(config)
     try:
         jax.eval_shape(functools.partial(rotary_frequencies, **rope_settings(config, length)))  # no device is woken
     except (TypeError, ValueError) as error:
@@ -169,11 +133,11 @@ def rope_settings(config, length):
 
 def encoder_of(config):
     """The config of an encoder-decoder's encoder: `encoder_depth` layers with `attention`."""
-    view = {name: config[name] for name in SHARED_FIELDS}
+    view = {name: config[name] for name in TEXT_FIELDS}
     return FrozenConfigDict(view | {"name": "encoder", "depth": config.encoder_depth})
 
 
 def decoder_of(config):
     """The config of an encoder-decoder's decoder: `depth` layers with `decoder_attention` and `cross_attention`."""
-    view = {name: config[name] for name in (*SHARED_FIELDS, "cross_attention")}
+    view = {name: config[name] for name in (*TEXT_FIELDS, "cross_attention")}
     return FrozenConfigDict(view | {"name": "transformer", "attention": config.decoder_attention})

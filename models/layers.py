@@ -1,8 +1,7 @@
-"""The layers of a Transformer: attention heads of any variant, MLP, norm, dropout."""
+"""The parts of a Transformer's layer: attention heads of any variant, MLP, norm, dropout."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,20 @@ from attention.checks import split_rng
 from models.config import ATTENTIONS
 from models.variants import VARIANTS
 
+
+def gelu(x):
+    """x times the normal distribution function of x (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    By erf; jax.nn.gelu takes erfc, whose last digits for large negative x cost half as much time again on a CPU.
+    """
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
 INIT_STD = 0.02  # Radford et al. 2019 (GPT-2): every weight matrix starts as N(0, 0.02).
 
 
@@ -23,6 +36,11 @@ def normal(rngs, shape, std=INIT_STD):
     # Drawn as one axis: XLA on CPU compiles the generator up to five times faster for one axis than for several.
     flat = jax.random.normal(rngs.params(), (math.prod(shape),), jnp.float32)
     return nnx.Param(std * flat.reshape(shape))
+
+
+def zeros(*shape):
+    """A float32 parameter that starts as 0, as biases do."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
 def dropout(x, rate, rng):
@@ -37,6 +55,17 @@ def dropout(x, rate, rng):
         return x
     keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+@jax.tree_util.register_static
+class Grid(NamedTuple):
+    """The rows and columns that the T = rows x columns tokens of an image stand in, one row after the other.
+
+    A constant of the program, as shapes are: no pytree of numbers that a compiled function would trace.
+    """
+
+    rows: int
+    columns: int
 
 
 class Sizes(NamedTuple):
@@ -60,8 +89,9 @@ class Attention(nnx.Module):
         query, key, value = x W_q, y W_k, y W_v        y = x, or in cross-attention what the encoder made
         out = concat_n(attend(query, key, value)) W_o
 
-    Grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245. No biases on the projections (Chowdhery et al. 2022,
-    PaLM, arXiv:2204.02311, section 2). Time O(T width^2) and what the variant takes (`attention.capabilities`).
+    Grouped-query attention: Ainslie et al. 2023, arXiv:2305.13245. `use_bias` adds a vector to each of the four
+    products, as ViT has it; without it they have none (Chowdhery et al. 2022, PaLM, arXiv:2204.02311, section 2). Time
+    O(T width^2) and what the variant takes (`attention.capabilities`).
 
     What variants add to this layer, and what their papers add and this one leaves out so that layers stay comparable:
     LSH uses one projection as query and key. Longformer owns a second set of projections for the rows of its global
@@ -72,7 +102,8 @@ class Attention(nnx.Module):
     length; without the short convolutions. RetNet's rotation is the model's `position`, as for all.
 
     Args:
-      config: the model's config; reads name, width, depth, num_heads, num_kv_heads, attention_dropout and `field`.
+      config: the model's config; reads name, width, depth, num_heads, num_kv_heads, use_bias, attention_dropout and
+        `field`.
       length: the training length, of the keys in cross-attention; parameters over the length have it.
       field: the config's field that names the variant: "attention" or "cross_attention".
       owner: whether the layer owns its variant's learned arrays; False where the model owns one set for all layers.
@@ -89,11 +120,27 @@ class Attention(nnx.Module):
             self.key = normal(rngs, (width, num_kv_heads, head_dim))
         self.value = normal(rngs, (width, num_kv_heads, head_dim))
         self.out = normal(rngs, (num_heads, head_dim, width), residual_std(config.depth))
+        if config.use_bias:
+            self.query_bias = zeros(num_heads, head_dim)
+            if not variant.shared_query_key:
+                self.key_bias = zeros(num_kv_heads, head_dim)
+            self.value_bias = zeros(num_kv_heads, head_dim)
+            self.out_bias = zeros(width)
         if owner:
             self.learned = learned_arrays(config, length=length, rngs=rngs, field=field)
 
     def __call__(
-        self, x, *, memory=None, rotate=None, bias=None, key_mask=None, segment_ids=None, shared=None, rng=None
+        self,
+        x,
+        *,
+        memory=None,
+        rotate=None,
+        bias=None,
+        key_mask=None,
+        segment_ids=None,
+        grid=None,
+        shared=None,
+        rng=None,
     ):
         """Attends within `x [B, T, width]`, or from x to `memory`.
 
@@ -104,6 +151,7 @@ class Attention(nnx.Module):
           bias: an `attention.biases.Bias` for the scores, or None.
           key_mask: [B, S] bool, True = real token; None for no padding.
           segment_ids: [B, T] int, documents of a packed row; negative = padding. None for one document.
+          grid: the `Grid` that the tokens stand in, for the variants that want one.
           shared: the model's `learned_arrays`, for a variant whose layers share one set.
           rng: the training step's key, for dropout on the attention weights and a variant's own draws; None in
             evaluation: no dropout, and what a variant draws is a function of its `seed`.
@@ -113,16 +161,34 @@ class Attention(nnx.Module):
         """
         variant, settings = variant_of(self.config[self.field])
         draw_rng, dropout_rng = split_rng(rng, 2)
-        query, key, value = self.heads(x, x if memory is None else memory, rotate)
+        heads = self.heads(x, x if memory is None else memory, rotate)
         learned = self.learned if shared is None else shared
         arrays = variant.arrays(settings, self.sizes, learned, x, rotate, draw_rng)
-        attended = variant.attend(
-            *(query, key, value, *arrays),
-            settings=settings,
-            causal=ATTENTIONS[self.config.name].get(self.field) == "decoder",
-            **self._tail(variant, bias, key_mask, segment_ids, dropout_rng),
-        )
-        return self.merge_heads(attended)
+        tail = self._tail(variant, bias, key_mask, segment_ids, grid, dropout_rng)
+        return self.merge_heads(variant.attend(*heads, *arrays, settings=settings, causal=self.causal, **tail))
+
+    def weights(self, x, *, rotate=None, grid=None, shared=None):
+        """How much of each token every token of `x [B, T, width]` takes: [B, N, T, T], float32, in evaluation.
+
+        Whatever the variant, its output is linear in the values. With the j-th unit vector as the value of token j, it
+        is the weights themselves, exactly. Time and memory of a call with heads of width T.
+        """
+        variant, settings = variant_of(self.config[self.field])
+        x = x.astype(jnp.float32)
+        query, key, value = self.heads(x, x, rotate)
+        learned = self.learned if shared is None else shared
+        arrays = list(variant.arrays(settings, self.sizes, learned, x, rotate, None))
+        value = jnp.broadcast_to(jnp.eye(x.shape[1])[:, None], (*value.shape[:-1], x.shape[1]))
+        for i in variant.values if arrays else ():  # no arrays where the settings share the ordinary values
+            arrays[i] = value
+        tail = self._tail(variant, None, None, None, grid, None)
+        weights = variant.attend(query, key, value, *arrays, settings=settings, causal=self.causal, **tail)
+        return weights.swapaxes(1, 2)
+
+    @property
+    def causal(self):
+        """Whether no token may look ahead: in a decoder's own attention."""
+        return ATTENTIONS[self.config.name].get(self.field) == "decoder"
 
     def start(self, batch_size, capacity):
         """The state before the first token, to decode from.
@@ -169,9 +235,8 @@ class Attention(nnx.Module):
     def heads(self, x, memory, rotate):
         """Query of `x`, key and value of `memory`: [B, T, num_heads, H], [B, S, num_kv_heads, H] twice."""
         variant, _ = variant_of(self.config[self.field])
-        project = lambda x, w: jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype))  # noqa: E731
-        query, value = project(x, self.query), project(memory, self.value)
-        key = query if variant.shared_query_key else project(memory, self.key)
+        query, value = self._project(x, "query"), self._project(memory, "value")
+        key = query if variant.shared_query_key else self._project(memory, "key")
         query, key = variant.shape(query, key)
         return (query, key, value) if rotate is None else (rotate(query), rotate(key), value)
 
@@ -179,15 +244,24 @@ class Attention(nnx.Module):
         """[B, T, num_heads, H] -> [B, T, width]."""
         variant, _ = variant_of(self.config[self.field])
         attended = rms_normalized(attended) if variant.normalized else attended
-        return jnp.einsum("btnh,nhd->btd", attended, self.out.astype(attended.dtype))
+        merged = jnp.einsum("btnh,nhd->btd", attended, self.out.astype(attended.dtype))
+        return merged + self.out_bias.astype(merged.dtype) if self.config.use_bias else merged
 
-    def _tail(self, variant, bias, key_mask, segment_ids, rng):
+    def _project(self, x, name):
+        heads = jnp.einsum("btd,dnh->btnh", x, getattr(self, name).astype(x.dtype))
+        return heads + getattr(self, f"{name}_bias").astype(x.dtype) if self.config.use_bias else heads
+
+    def _tail(self, variant, bias, key_mask, segment_ids, grid, rng):
         """Keyword arguments for what has to be honoured; `check_attention` has refused bias and dropout in vain."""
         if segment_ids is not None and not variant.can.packing:
             raise NotImplementedError("segment_ids: this variant cannot keep documents apart; give each its own row")
         if key_mask is not None and not variant.can.padding:
             raise NotImplementedError("key_mask: this variant cannot leave out padding; give rows of one length")
+        if variant.grid and grid is None:
+            raise ValueError("grid: this variant wants the rows and columns of the tokens, got None; give a Grid")
         tail = {"key_mask": key_mask, "bias": bias, "query_segment_ids": segment_ids, "key_segment_ids": segment_ids}
+        if variant.grid:
+            tail["grid"] = grid
         if rng is not None and self.config.attention_dropout:
             tail |= {"dropout_rate": self.config.attention_dropout, "dropout_rng": rng}
         return {name: x for name, x in tail.items() if x is not None}
@@ -222,135 +296,65 @@ def residual_std(depth):
 
 
 class MLP(nnx.Module):
-    """Two matrices with a GELU between (Hendrycks & Gimpel 2016, arXiv:1606.08415): gelu(x W_in) W_out.
+    """Two matrices with a nonlinearity between: activation(x W_in) W_out, with `use_bias` a vector added to both.
 
     With `mlp_chunks` above 1 the rows are taken in that many slices, one after the other, and computed anew in the
     backward pass: the hidden B T mlp_width numbers fall to those of one slice, the output is equal (Kitaev et al. 2020,
     arXiv:2001.04451, section 3, "chunking").
 
     Args:
-      config: reads width, mlp_width, mlp_chunks, depth.
+      config: reads width, mlp_width, mlp_chunks, depth, activation (one of ACTIVATIONS), use_bias.
       rngs: draws the parameters.
     """
 
     def __init__(self, config, *, rngs):
-        self.chunks = config.mlp_chunks
+        self.chunks, self.activation, self.use_bias = config.mlp_chunks, config.activation, config.use_bias
         self.into = normal(rngs, (config.width, config.mlp_width))
         self.out = normal(rngs, (config.mlp_width, config.width), residual_std(config.depth))
+        if config.use_bias:
+            self.into_bias, self.out_bias = zeros(config.mlp_width), zeros(config.width)
 
     def __call__(self, x):
-        into, out = self.into.astype(x.dtype), self.out.astype(x.dtype)
+        into, out = self._affine("into", x.dtype), self._affine("out", x.dtype)
         # As one list of rows: XLA on CPU splits it over the cores twice as well as [B, T, width] with a small B.
         rows = x.reshape(-1, x.shape[-1])
-        hidden = lambda rows: jax.nn.gelu(rows @ into) @ out  # noqa: E731
+        hidden = lambda rows: out(ACTIVATIONS[self.activation](into(rows)))  # noqa: E731
         if self.chunks == 1:
             return hidden(rows).reshape(x.shape)
         size = -(-len(rows) // self.chunks)
         slices = jnp.pad(rows, ((0, size * self.chunks - len(rows)), (0, 0))).reshape(self.chunks, size, -1)
         return lax.map(jax.checkpoint(hidden), slices).reshape(-1, x.shape[-1])[: len(rows)].reshape(x.shape)
 
+    def _affine(self, name, dtype):
+        """rows -> rows W + b, of the parameters called `name` and `name`_bias."""
+        matrix = getattr(self, name).astype(dtype)
+        if not self.use_bias:
+            return lambda rows: rows @ matrix
+        bias = getattr(self, f"{name}_bias").astype(dtype)
+        return lambda rows: rows @ matrix + bias
 
-class Block(nnx.Module):
-    """One pre-norm layer, of a decoder or an encoder.
 
-        x = x + mix(x);   x = x + feed(x)
-        mix(x) = a = attention(norm(x)), and with cross-attention a + cross(norm(x + a));   feed(x) = mlp(norm(x))
+def norm_of(config, rngs):
+    """The norm that `config.norm` names: `layer_norm`, or "rms", which does without the mean and the shift.
 
-    Norms in front of the branches keep gradients even at the start (Xiong et al. 2020, arXiv:2002.04745); RMSNorm does
-    without LayerNorm's mean and shift (Zhang & Sennrich 2019, arXiv:1910.07467). Dropout acts on what each branch adds.
+    x / sqrt(mean(x^2) + norm_epsilon) * a          (Zhang & Sennrich 2019, arXiv:1910.07467)
+    """
+    if config.norm == "layer":
+        return layer_norm(config.width, config, rngs)
+    return nnx.RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=config.dtype, rngs=rngs)
+
+
+def layer_norm(width, config, rngs, *, scale=1.0):
+    """(x - mean) / sqrt(variance + norm_epsilon) * a + b (Ba et al. 2016, arXiv:1607.06450), summed in float32.
 
     Args:
-      config: the model's config; with a field `cross_attention` the layer reads a memory, too.
-      length: the training length, of the memory as well.
-      rngs: draws the parameters.
+      width: features of x.
+      config: reads norm_epsilon and dtype, the dtype of the result.
+      rngs: of the model; nothing is drawn.
+      scale: where a starts.
     """
-
-    def __init__(self, config, *, length, rngs):
-        def attention(field):
-            return Attention(config, length=length, rngs=rngs, field=field, owner=not one_for_all(config[field]))
-
-        self.rate = config.dropout
-        self.attention_norm = rms_norm(config, rngs)
-        self.attention = attention("attention")
-        self.crosses = "cross_attention" in config
-        if self.crosses:
-            self.cross_norm = rms_norm(config, rngs)
-            self.cross = attention("cross_attention")
-        self.mlp_norm = rms_norm(config, rngs)
-        self.mlp = MLP(config, rngs=rngs)
-
-    def __call__(self, x, rng, context):
-        """Applies the layer to `x [B, T, width]`."""
-        mix_rng, feed_rng = split_rng(rng, 2)
-        x = x + self.mix(x, mix_rng, context)
-        return x + self.feed(x, feed_rng)
-
-    def mix(self, x, rng, context):
-        """What the attentions add to `x [B, T, width]`.
-
-        Args:
-          x: [B, T, width].
-          rng: the training step's key, None in evaluation.
-          context: a `Context`.
-        """
-        attention_rng, dropout_rng, cross_rng, cross_dropout_rng = split_rng(rng, 4)
-        attended = self.attention(
-            self.attention_norm(x),
-            rotate=context.rotate,
-            bias=context.bias,
-            key_mask=context.key_mask,
-            segment_ids=context.segment_ids,
-            shared=context.shared.get("attention"),
-            rng=attention_rng,
-        )
-        added = dropout(attended, self.rate, dropout_rng)
-        if self.crosses:
-            attended = self.cross(
-                self.cross_norm(x + added),
-                memory=context.memory,
-                key_mask=context.memory_mask,
-                shared=context.shared.get("cross_attention"),
-                rng=cross_rng,
-            )
-            added += dropout(attended, self.rate, cross_dropout_rng)
-        return added
-
-    def step(self, x, state, context):
-        """What attention adds to new tokens `x [B, t, width]` behind those of `state`; returns (added, new state)."""
-        shared = context.shared.get("attention")
-        x = self.attention_norm(x)
-        return self.attention.step(x, state, rotate=context.rotate, bias=context.bias, shared=shared)
-
-    def feed(self, x, rng, context=None):
-        """What the MLP adds to `x [B, T, width]`."""
-        return dropout(self.mlp(self.mlp_norm(x)), self.rate, rng)
-
-
-class Context(NamedTuple):
-    """What every layer of a stack is given alike, a pytree.
-
-    Args:
-      shared: field -> `learned_arrays` that the layers share.
-      rotate: `[B, T, heads, H] -> same` for queries and keys, a `jax.tree_util.Partial`; None for no rotation.
-      bias: an `attention.biases.Bias` on the scores of self-attention, or None.
-      key_mask: [B, T] bool, True = real token.
-      segment_ids: [B, T] int, documents of a packed row.
-      memory: [B, S, width], what the encoder made.
-      memory_mask: [B, S] bool, True = real token.
-    """
-
-    shared: Mapping
-    rotate: Any = None
-    bias: Any = None
-    key_mask: Any = None
-    segment_ids: Any = None
-    memory: Any = None
-    memory_mask: Any = None
-
-
-def rms_norm(config, rngs):
-    """x / sqrt(mean(x^2) + 1e-6) * scale, summed in float32 and returned in the model's compute dtype."""
-    return nnx.RMSNorm(config.width, dtype=config.dtype, rngs=rngs)
+    start = nnx.initializers.constant(scale)
+    return nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=config.dtype, scale_init=start, rngs=rngs)
 
 
 def rms_normalized(x):

@@ -8,15 +8,18 @@ from flax import nnx
 from jax import lax
 
 from attention import alibi_slopes, apply_rotary, biases, rotary_frequencies
+from attention.checks import split_rng
+from models.block import Block, Context
 from models.config import rope_settings
-from models.layers import Block, Context, learned_arrays, normal, one_for_all, rms_norm
+from models.layers import learned_arrays, norm_of, normal, one_for_all
 from models.reversible import reversible
+from models.vision import drop_path, drop_path_rates
 
 
 class Stack(nnx.Module):
     """`depth` layers and a norm.
 
-        x = block_l(x) for l < depth;   out = norm(x)
+        x = x + mix_l(x);   x = x + feed_l(x)   for l < depth;   out = norm(x)
 
     The parameters of all layers lie in one `Block`, stacked on a leading axis of `depth`. `scan_layers` runs them in a
     loop, so the program does not grow with depth; without it the same parameters run unrolled, which compiles longer.
@@ -25,6 +28,9 @@ class Stack(nnx.Module):
     width numbers each. `reversible` keeps not even those (`models.reversible`) and always runs in the loop: both
     streams start as x and the output is their mean, where Reformer concatenates, so parameters stay those of an
     ordinary stack; the streams are float32 whatever `dtype` is, as their inputs are won back by subtraction.
+
+    Stochastic depth, where the config has `drop_path`: what a branch adds is left out with a probability that rises
+    linearly over the layers (`models.vision.drop_path`).
 
     Args:
       config: the config of a decoder or an encoder; see `models.config.decoder_of`.
@@ -43,7 +49,7 @@ class Stack(nnx.Module):
         self.blocks = jax.vmap(lambda rng: Block(config, length=length, rngs=nnx.Rngs(params=rng)))(
             jax.random.split(rngs.params(), config.depth)
         )
-        self.norm = rms_norm(config, rngs)
+        self.norm = norm_of(config, rngs)
 
     def layers(self, x, places, rng, **context):
         """Runs the layers on `x [B, T, width]` and norms the result.
@@ -52,11 +58,21 @@ class Stack(nnx.Module):
           x: [B, T, width].
           places: [T] or [B, T] int, where each token stands.
           rng: the training step's key, None in evaluation.
-          **context: fields of `models.layers.Context`.
+          **context: fields of `models.block.Context`.
         """
         context = Context(self._shared(), self._rotation(places), self._bias(), **context)
         rngs = None if rng is None else jax.random.split(rng, self.config.depth)
-        return self.norm((self._reversible if self.config.reversible else self._ordinary)(x, rngs, context))
+        x = self._reversible(x, rngs, context) if self.config.reversible else self._ordinary(x, rngs, context)[0]
+        return self.norm(x)
+
+    def watch_layers(self, x, places, rng, look, **context):
+        """Runs the layers as `layers` does; returns what `look(block, x, context)` says of each one's input x, and the
+        last one's output before the norm.
+        """
+        context = Context(self._shared(), self._rotation(places), self._bias(), **context)
+        rngs = None if rng is None else jax.random.split(rng, self.config.depth)
+        x, seen = self._ordinary(x, rngs, context, look)
+        return list(seen), x
 
     def start_layers(self, batch_size, capacity):
         """The state of all layers before the first token: stacked if `scan_layers`, else one after the other."""
@@ -89,16 +105,27 @@ class Stack(nnx.Module):
     def _layer(self, i):
         return jax.tree.map(lambda leaf: leaf[i], self.blocks)
 
-    def _ordinary(self, x, rngs, context):
+    def _ordinary(self, x, rngs, context, look=lambda block, x, context: None):
         config = self.config
 
-        def layer(x, block_and_rng):
-            block, rng = block_and_rng
-            return block(x, rng, context), None
+        def layer(x, inputs):
+            block, rng, rate = inputs
+            mix_rng, feed_rng, *drop_rngs = split_rng(rng, 2 if rate is None else 4)
+            mix_drop, feed_drop = drop_rngs or (None, None)
+            y = x + drop_path(block.mix(x, mix_rng, context), rate, mix_drop)
+            return y + drop_path(block.feed(y, feed_rng), rate, feed_drop), look(block, x, context)
 
         if config.remat:  # inside a scan XLA cannot undo the recomputation, so nothing has to prevent it
             layer = jax.checkpoint(layer, prevent_cse=not config.scan_layers)
-        return lax.scan(layer, x, (self.blocks, rngs), unroll=1 if config.scan_layers else config.depth)[0]
+        inputs = self.blocks, rngs, None if rngs is None else self._drop_rates()
+        return lax.scan(layer, x, inputs, unroll=1 if config.scan_layers else config.depth)
+
+    def _drop_rates(self):
+        """[depth] rates of stochastic depth, or None without it."""
+        config = self.config
+        if "drop_path" not in config or not config.drop_path:
+            return None
+        return jnp.asarray(drop_path_rates(config, config.depth), jnp.float32)
 
     def _reversible(self, x, rngs, context):
         wide = x.astype(jnp.float32)

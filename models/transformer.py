@@ -16,7 +16,7 @@ class TokenStack(Stack):
 
         x = embed(tokens);   x = layers(x);   logits = x W_vocab
 
-    Pre-norm blocks (`models.layers.Block`). Every matrix starts as N(0, 0.02), those that write to the residual stream
+    Pre-norm blocks (`models.block.Block`). Every matrix starts as N(0, 0.02), those that write to the residual stream
     as N(0, 0.02 / sqrt(2 depth)) (Radford et al. 2019, GPT-2). Parameters are float32, activations `config.dtype`,
     logits float32.
 

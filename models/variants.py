@@ -62,11 +62,13 @@ class Variant:
       arrays: (settings, sizes, learned, x, rotate, rng) -> the arrays that follow query, key and value; `x [B, T,
         width]` is the layer's input, `rotate` what turns queries and keys or None, `rng` the training step's key, None
         in evaluation.
+      values: which of `arrays`, if there are any, are values, too: what is attended to, `[B, S, K, Hv]`.
       ring: (settings) -> {window, pinned} of the `KeyValueCache` it decodes from; empty where that keeps every token.
         Raises NotImplementedError for settings that cannot decode.
       shape: (query, key) -> the same, before they rotate.
       shared_query_key: the queries are the keys, from one projection.
       normalized: each head of the output is divided by its root mean square, in place of the normaliser it lacks.
+      grid: the tokens stand on a grid of rows x columns, and `attend` takes it as `grid`; for models of images.
     """
 
     attend: Callable
@@ -77,10 +79,12 @@ class Variant:
     learned: Callable = lambda settings, sizes: {}
     one_for_all: Callable = lambda settings: False
     arrays: Callable = _nothing
+    values: tuple[int, ...] = ()
     ring: Callable = lambda settings: {}
     shape: Callable = lambda query, key: (query, key)
     shared_query_key: bool = False
     normalized: bool = False
+    grid: bool = False
 
     @property
     def recurrent(self):
@@ -113,6 +117,11 @@ def _check_lsh(field, settings, **model):
         raise ValueError(
             f"{field}.num_buckets: wanted an even number, got {settings['num_buckets']}; write 0 to have it chosen"
         )
+
+
+def _check_axial(field, settings, *, num_heads, **model):
+    if num_heads % 2:
+        raise ValueError(f"{field}.name: 'axial' gives half of the heads to each axis, got num_heads = {num_heads}")
 
 
 CHUNK_SIZE = Setting(64, minimum=1)  # tokens compared pair by pair before they fold into the state
@@ -150,6 +159,7 @@ VARIANTS = {
         _check_longformer,
         learned=attend.globals_learned,
         arrays=attend.global_projections,
+        values=(2,),
         ring=attend.longformer_ring,
     ),
     "sparse_transformer": Variant(
@@ -245,10 +255,24 @@ VARIANTS = {
         one_for_all=lambda settings: settings["sharing"] == "layerwise",
         arrays=attend.linformer_arrays,
     ),
+    # Half of the heads attend along the rows of the grid, half along its columns.
+    "axial": Variant(
+        attend.axial,
+        dataclasses.replace(CAPABILITIES["axial_attention"], causal=False),
+        check=_check_axial,
+        grid=True,
+    ),
+    # Windows of `window` x `window` tokens that do not overlap.
+    "grid_window": Variant(
+        attend.grid_window,
+        dataclasses.replace(CAPABILITIES["shifted_window_attention"], bias=False),  # here without Swin's table
+        {"window": Setting(7, minimum=1)},
+        grid=True,
+    ),
 }
 
 
-def check_attention(attention, *, position, attention_dropout, num_heads, use="decoder", field="attention"):
+def check_attention(attention, *, position, attention_dropout, num_heads, use="decoder", field="attention", grid=False):
     """Raises ValueError in one line if a model cannot be built with `attention = {name, ...settings}`.
 
     Args:
@@ -258,6 +282,7 @@ def check_attention(attention, *, position, attention_dropout, num_heads, use="d
       num_heads: the model's number of query heads.
       use: one of USES.
       field: the config's field that holds `attention`, for the message.
+      grid: whether the model's tokens stand on a grid.
 
     >>> check_attention({"name": "window"}, position="rope", attention_dropout=0.0, num_heads=4)
     Traceback (most recent call last):
@@ -277,8 +302,10 @@ def check_attention(attention, *, position, attention_dropout, num_heads, use="d
         setting.check(f"{field}.{wanted}", settings[wanted])
     variant.check(field, settings, position=position, num_heads=num_heads)
     wanted, lack = USES[use]
+    if variant.grid and not grid:
+        raise ValueError(f"{field}.name: {name!r} wants a grid of patches, as images have; write {_others(wanted)}")
     if not getattr(variant.can, wanted):
-        raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted)}")
+        raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted, grid)}")
     if position in ("alibi", "t5") and use != "cross" and not variant.can.bias:
         raise ValueError(
             f"model.position: {name!r} has no scores for {position!r} to add to; write rope, or {field}.name "
@@ -288,6 +315,6 @@ def check_attention(attention, *, position, attention_dropout, num_heads, use="d
         raise ValueError(f"model.attention_dropout: {name!r} has no weights to drop; write 0.0 and use model.dropout")
 
 
-def _others(capability):
-    able = [name for name, variant in VARIANTS.items() if getattr(variant.can, capability)]
+def _others(capability, grid=False):
+    able = [name for name, variant in VARIANTS.items() if getattr(variant.can, capability) and grid >= variant.grid]
     return f"one of {', '.join(able)}"

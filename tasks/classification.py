@@ -19,6 +19,8 @@ from tasks.text import cross_entropy, ngram_bits, standard_library, visible_file
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
 MODELS = ("encoder",)
 VOCABULARY = 256  # the bytes
+DATA = ("name", "path", "dir", "length", "validation_bytes")
+SIZE, UNIT = "length", "tokens"
 PACKAGES = 6  # classes of the default source: so many are learnt in half a minute on two cores
 MIN_FILES = 4  # a package with fewer has too little to hold out
 GENERATED = ("encodings",)  # tables written by one program: near copies, which one side would learn from the other
@@ -113,9 +115,14 @@ def describe(corpus, length):
     }
 
 
+def tokens(length):
+    """An example has `length` tokens."""
+    return length
+
+
 def fields(corpus):
     """The model answers with one score for each class."""
-    return {"num_classes": len(corpus.classes)}
+    return {"model.num_classes": len(corpus.classes)}
 
 
 def batch(corpus, seed, step, batch_size, length):
@@ -169,12 +176,13 @@ def examples_of(documents, numbers, length, whole=False):
 
 
 def score(model, examples, rng=None):
-    """Nats, 1 for a right answer, and 1 for each question, from an encoder that scores classes."""
+    """Nats, 1 for each question, 1 for a right answer, and 1 for each question, from an encoder that scores classes."""
     tokens, labels = examples["tokens"].astype(jnp.int32), examples["labels"]
     real = jnp.arange(tokens.shape[1]) < examples["sizes"][:, None]
     logits = model(tokens, key_mask=real, rng=rng)
     right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return cross_entropy(logits, labels), right, jnp.ones_like(right)
+    one = jnp.ones_like(right)
+    return cross_entropy(logits, labels), one, right, one
 
 
 def baselines(corpus, length):

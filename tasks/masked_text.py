@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks import text
-from tasks.text import describe as describe_text
-from tasks.text import fields, load
+from tasks.text import DATA, SIZE, UNIT, fields, load, tokens
 
-__all__ = ["METRIC", "MODELS", "VOCABULARY", "batch", "describe", "fields", "load", "score", "validation"]
+__all__ = ["DATA", "SIZE", "UNIT", "fields", "load", "tokens"]  # as they are in `tasks.text`
 
 METRIC = {"name": "validation bits per masked byte", "higher_is_better": False}
 MODELS = ("encoder",)
@@ -26,7 +25,7 @@ VALIDATION_SEED = 0  # the same bytes are asked for in every judgement
 
 def describe(corpus, length):
     """What `data.json` keeps of a corpus; the baselines answer the questions put to windows of `length` bytes."""
-    return describe_text(corpus, length) | {"baselines": baselines(corpus, length)}
+    return text.describe(corpus, length) | {"baselines": baselines(corpus, length)}
 
 
 def batch(corpus, seed, step, batch_size, length):
@@ -85,12 +84,13 @@ def corrupt(windows, sizes, rng):
 
 
 def score(model, examples, rng=None):
-    """Nats, bits and masked bytes of each window, from an encoder that scores every token of its vocabulary."""
+    """Nats, masked bytes, bits and masked bytes of each window, from an encoder that scores every token."""
     tokens, chosen = examples["tokens"].astype(jnp.int32), examples["chosen"]
     real = jnp.arange(tokens.shape[1]) < examples["sizes"][:, None]
     logits = model(tokens, key_mask=real, rng=rng)
     nats = jnp.where(chosen, text.cross_entropy(logits, examples["targets"].astype(jnp.int32)), 0).sum(1)
-    return nats, nats / math.log(2), chosen.sum(1).astype(jnp.float32)
+    asked = chosen.sum(1).astype(jnp.float32)
+    return nats, asked, nats / math.log(2), asked
 
 
 def baselines(corpus, length):

@@ -17,6 +17,8 @@ MODELS = ("encoder_decoder",)
 LETTERS = 32
 START = LETTERS  # what the decoder reads before it has written anything
 VOCABULARY = LETTERS + 1
+DATA = ("name", "path", "dir", "length", "validation_bytes")
+SIZE, UNIT = "length", "tokens"
 HELD_OUT = 8  # one source in so many is for the judgement alone: those whose letters sum to a multiple of it
 VALIDATION_SEED = 0  # the same sources are judged on every time
 
@@ -61,6 +63,11 @@ def describe(corpus, length):
     }
 
 
+def tokens(length):
+    """An example has `length` tokens."""
+    return length
+
+
 def fields(corpus):
     """The data decide nothing about the model."""
     return {}
@@ -97,14 +104,15 @@ def examples_of(source):
 
 
 def score(model, examples, rng=None):
-    """Nats, right letters and letters of each row, from `model(source, target, rng=rng)` that reads its target so far.
+    """Nats, letters, right letters and letters of each row, from `model(source, target, rng=rng)`.
 
     The decoder is told the right letters (teacher forcing): at place i it reads the start token and those before i.
     """
     source, target = (examples[name].astype(jnp.int32) for name in ("source", "target"))
     logits = model(source, jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=START), rng=rng)
     right = (logits.argmax(-1) == target).astype(jnp.float32)
-    return cross_entropy(logits, target).sum(1), right.sum(1), jnp.ones_like(right).sum(1)
+    letters = jnp.ones_like(right).sum(1)
+    return cross_entropy(logits, target).sum(1), letters, right.sum(1), letters
 
 
 def _sources(rng, rows, length, held_out):

@@ -13,6 +13,8 @@ import numpy as np
 METRIC = {"name": "validation bits per byte", "higher_is_better": False}
 MODELS = ("transformer",)
 VOCABULARY = 256  # the bytes
+DATA = ("name", "path", "dir", "length", "validation_bytes")
+SIZE, UNIT = "length", "tokens"
 MAX_PIECES = 64  # the error bar is the spread over validation pieces, so no file may weigh more than 1/64 of the bytes
 SEGMENTS = 16  # pieces that the validation part of one contiguous text is cut into
 ALPHA = 0.1  # count added to every cell of the n-gram tables; bytes never seen in a context keep a probability
@@ -89,6 +91,11 @@ def describe(corpus, length):
     }
 
 
+def tokens(length):
+    """An example has `length` tokens."""
+    return length
+
+
 def fields(corpus):
     """The data decide nothing about the model."""
     return {}
@@ -138,12 +145,13 @@ def validation(corpus, length):
 
 
 def score(model, examples, rng=None):
-    """Nats, bits and bytes of each window, from a decoder `model(tokens, rng=rng)`."""
+    """Nats, bytes, bits and bytes of each window, from a decoder `model(tokens, rng=rng)`."""
     tokens = examples["tokens"].astype(jnp.int32)
     nats = cross_entropy(model(tokens[:, :-1], rng=rng), tokens[:, 1:])
     counted = jnp.arange(nats.shape[1]) < examples["sizes"][:, None]
     nats = jnp.where(counted, nats, 0).sum(1)
-    return nats, nats / math.log(2), examples["sizes"].astype(jnp.float32)
+    sizes = examples["sizes"].astype(jnp.float32)
+    return nats, sizes, nats / math.log(2), sizes
 
 
 def cross_entropy(logits, targets):

@@ -30,7 +30,7 @@ TINY = [
     "--config.train.warmup_steps=2",
     "--config.train.batch_size=2",
     "--config.train.evaluate_every=3",
-    "--config.train.evaluate_bytes=100",
+    "--config.train.evaluate_examples=8",
     "--config.train.checkpoint_every=2",
     "--config.scaling.seconds=0",
 ]

@@ -6,6 +6,7 @@ be a refusal.
 
 import functools
 import inspect
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 import attention
 from attention import (
+    axial_attention,
     bigbird_attention,
     delta_rule_attention,
     dot_product_attention,
@@ -32,6 +34,7 @@ from attention import (
     performer_attention,
     performer_projection,
     retention,
+    shifted_window_attention,
     sparse_transformer_attention,
 )
 from attention.capabilities import CAPABILITIES, tables
@@ -107,12 +110,48 @@ def bigbird_listed(query, key, value, **settings):
     return bigbird_attention(query, key, value, block_size=2, random_blocks=listed, **settings)
 
 
+def on_lines(function, query, key, value, *, key_mask=None, **settings):
+    """A function of grids: each sequence is a row, and the batch entries are the rows of one image."""
+    if query.ndim < 3:
+        return function(query, key, value, **settings)
+    *lead, length = query.shape[:-2]
+
+    def image(x, rank):
+        return x.reshape(1, math.prod(x.shape[:-rank]), *x.shape[x.ndim - rank :])
+
+    if key_mask is not None:
+        key_mask = image(jnp.broadcast_to(key_mask, (*lead, length)) if key_mask.ndim <= len(lead) else key_mask, 1)
+    out = function(*(image(x, 3) for x in (query, key, value)), key_mask=key_mask, **settings)
+    return out.reshape(*lead, *out.shape[-3:])
+
+
+def on_image(function, query, key, value, *, key_mask=None, **settings):
+    """A function of grids: each sequence is an image of five columns, read row by row; its last row may be cut."""
+    *lead, length = query.shape[:-2]
+
+    def image(x, rank, fill=0):
+        *batch, tokens = x.shape[: x.ndim - rank + 1]
+        x = jnp.pad(x, [(0, 0)] * len(batch) + [(0, -tokens % 5)] + [(0, 0)] * (rank - 1), constant_values=fill)
+        return x.reshape(math.prod(batch), -(-tokens // 5), 5, *x.shape[len(batch) + 1 :])
+
+    key_mask = jnp.ones(length, bool) if key_mask is None else jnp.asarray(key_mask)
+    if key_mask.ndim <= len(lead):
+        key_mask = jnp.broadcast_to(key_mask, (*lead, key_mask.shape[-1]))
+    out = function(*(image(x, 3) for x in (query, key, value)), key_mask=image(key_mask, 1, False), **settings)
+    return out.reshape(*lead, -1, *out.shape[-2:])[..., :length, :, :]
+
+
+TABLES = dict(
+    zip(("query_table", "key_table"), RANDOM.integers(-4, 5, (2, 2 * T - 1, 5)).astype(np.float32) / 4, strict=True)
+)
 SEED = jax.random.key(2)
 REFERENCE = functools.partial(dot_product_attention, implementation="reference")
 BLOCKWISE = functools.partial(dot_product_attention, implementation="blockwise", block_sizes=(4, 5))
 LOCAL = functools.partial(local_attention, window=4)
 LONGFORMER = functools.partial(longformer_attention, window=2, global_positions=np.array([5, 0]))
 SPARSE = functools.partial(sparse_transformer_attention, stride=4)
+AXIAL = functools.partial(on_lines, axial_attention, axis=-3, **TABLES)
+WINDOWS = functools.partial(on_lines, shifted_window_attention, window=(1, 4), shift=(0, 2))
 BIGBIRD = functools.partial(bigbird_attention, block_size=2, num_random_blocks=1, rng=SEED)
 LINEAR = functools.partial(linear_attention, chunk_size=4)
 EFFICIENT = functools.partial(efficient_attention, chunk_size=4)
@@ -141,6 +180,16 @@ FUNCTIONS = {
     ),
     "bigbird_listed": Row("bigbird_attention", bigbird_listed, ends_matter=True),
     "bigbird_etc": Row("bigbird_attention", causal(BIGBIRD, num_global_tokens=3), ends_matter=True, slow=True),
+    "axial": Row("axial_attention", AXIAL),
+    "axial_causal": Row("axial_attention", causal(AXIAL, causal=True, span=5), True),
+    "axial_on_an_image": Row(
+        "axial_attention", causal(on_image, axial_attention, axis=1), slow=True, key_refusals=False
+    ),
+    "shifted_window": Row("shifted_window_attention", WINDOWS),
+    "shifted_window_on_an_image": Row(
+        "shifted_window_attention",
+        causal(on_image, shifted_window_attention, window=(2, 3), shift=(1, 2)), key_refusals=False,
+    ),
     "lsh": Row("lsh_attention", lsh, ends_matter=True, key_refusals=False),
     "lsh_causal": Row("lsh_attention", causal(lsh, causal=True), None, ends_matter=True, key_refusals=False),
     "linformer": Row("linformer_attention", linformer, self_attention=False, averages=False),
@@ -369,9 +418,9 @@ WRONG = {
     "key_heads": ({"key": KEY[:, :, :1].repeat(4, 2), "value": VALUE[:, :, :1].repeat(4, 2)}, "key: wanted a number of"),
     "value_length": ({"value": VALUE[:, :7]}, "value: wanted key's"),
     "value_heads": ({"value": VALUE[:, :, :1]}, "value: wanted key's"),
-    "no_tokens": ({n: x[:, :0] for n, x in zip(("query", "key", "value"), ARRAYS, strict=True)}, "wanted lengths of at"),
+    "no_tokens": ({n: x[:, :0] for n, x in zip(("query", "key", "value"), ARRAYS, strict=True)}, "wanted (lengths of )?at least (1|one)"),
     "key_mask_dtype": ({"key_mask": np.ones((2, T))}, "key_mask: wanted bools, got dtype float"),
-    "key_mask_length": ({"key_mask": REAL[:, :7]}, "key_mask: wanted shape"),
+    "key_mask_length": ({"key_mask": REAL[:, :7]}, "key_mask: wanted (a )?shape"),
     "key_mask_batch": ({"key_mask": np.ones((3, T), bool)}, "key_mask: wanted a shape that broadcasts"),
     "segments_alone": ({"query_segment_ids": ONE_DOCUMENT}, "key_segment_ids: wanted together with its partner"),
     "segments_length": (

@@ -11,6 +11,7 @@ from flax import nnx
 
 import attention
 from attention import (
+    axial_attention,
     dot_product_attention,
     flax_attention_fn,
     linear_attention,
@@ -20,11 +21,14 @@ from attention import (
     lsh_attention,
     performer_projection,
     retention,
+    shifted_window_attention,
 )
 from attention.capabilities import CAPABILITIES
 from attention.masks import Window
 
 X = np.random.default_rng(0).standard_normal((2, 13, 12)).astype(np.float32)
+IMAGES = np.random.default_rng(2).standard_normal((2, 3, 5, 12)).astype(np.float32)
+REAL_PIXELS = np.random.default_rng(3).random((2, 3, 5)) < 0.7
 REAL = np.arange(13) < np.array([[13], [7]])
 RANDOM = np.random.default_rng(1)
 PROJECTIONS = RANDOM.standard_normal((2, 13, 5)).astype(np.float32)
@@ -38,6 +42,8 @@ SETTINGS = {
     "longformer_attention": {"window": 2, "causal": True, "global_positions": np.array([3])},
     "bigbird_attention": {"block_size": 2, "num_random_blocks": 1, "rng": SEED},
     "sparse_transformer_attention": {"stride": 4},
+    "axial_attention": {"axis": 2, "query_table": RANDOM.standard_normal((9, 4)).astype(np.float32)},
+    "shifted_window_attention": {"window": 2, "shift": 1},
     "lsh_attention": {"query_as_key": True, "num_hashes": 2, "bucket_size": 4, "rng": SEED},
     "linformer_attention": {"key_projection": PROJECTIONS[0], "value_projection": PROJECTIONS[1]},
     "performer_attention": {"projection": performer_projection(jax.random.key(0), 7, 4)},
@@ -48,6 +54,7 @@ SETTINGS = {
     "delta_rule_attention": {"beta": GATES},
 }
 CASES = {name: (getattr(attention, name), settings) for name, settings in SETTINGS.items()}
+GRIDS = axial_attention, shifted_window_attention
 CASES["mask"] = dot_product_attention, {"mask": Window(2, 1)}
 CASES["partial"] = functools.partial(local_attention, window=2, causal=False), {"causal": True}
 
@@ -62,16 +69,17 @@ def test_every_function_has_a_case():
 
 @pytest.mark.parametrize("case", CASES)
 def test_inside_nnx(case):
-    """The module's projections, the plain call, and the module's output projection."""
+    """The module's projections, the plain call, and the module's output projection; padding as [..., 1, 1, S]."""
     fn, settings = CASES[case]
+    x, real = (IMAGES, REAL_PIXELS) if fn in GRIDS else (X, REAL)
     module = nnx_module(flax_attention_fn(fn, **settings))
-    given = {k: v for k, v in settings.items() if k != "query_as_key"} | {"key_mask": jnp.asarray(REAL)}
-    query, key, value = (project(X) for project in (module.query, module.key, module.value))
+    given = {k: v for k, v in settings.items() if k != "query_as_key"} | {"key_mask": jnp.asarray(real)}
+    query, key, value = (project(x) for project in (module.query, module.key, module.value))
     arrays = (query, value) if fn is lsh_attention else (query, key, value)
     want = module.out(fn(*arrays, **given))
-    got = module(X, mask=REAL[:, None, None, :])
-    np.testing.assert_allclose(got[REAL], want[REAL], atol=1e-6)
-    assert not np.allclose(got, module(X), atol=1e-3)  # the mask did something
+    got = module(x, mask=real[..., None, None, :])
+    np.testing.assert_allclose(got[real], want[real], atol=1e-6)
+    assert not np.allclose(got, module(x), atol=1e-3)  # the mask did something
 
 
 @pytest.mark.parametrize("case", ["dot_product_attention", "linformer_attention", "lsh_attention", "retention", "mask"])

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import FrozenConfigDict
 
 from configs.compare_text import get_config
 from experiment import devices, optimizers, settings
-from experiment.learner import make_learner, make_step
+from experiment.learner import make_learner, make_step, weights
 from tasks import text
 
 
@@ -96,6 +97,40 @@ def test_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch):
             tiny(train__batch_size=batch_size, train__accumulate=accumulate).train
         )
     assert used == {(1, 1): "a", (6, 1): "abc", (6, 3): "ab", (8, 1): "abcd", (10, 1): "ab"}
+
+
+class TestStatistics:
+    """Batch norm: the running averages are part of the state, moved by the step and not by the optimiser."""
+
+    class Model(nnx.Module):
+        def __init__(self, config, *, length, rngs):
+            self.norm = nnx.BatchNorm(3, momentum=0.5, rngs=rngs)
+
+        def __call__(self, x, rng=None):
+            return self.norm(x, use_running_average=rng is None)
+
+    @staticmethod
+    def score(model, examples, rng=None):
+        rows = jnp.square(model(examples["x"], rng=rng)).sum(1)
+        return rows, jnp.ones_like(rows), rows[:, None], jnp.ones_like(rows)[:, None]
+
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_move_once_a_part_and_are_used_in_a_judgement(self, monkeypatch, parts):
+        monkeypatch.setattr("experiment.learner.pkgutil.resolve_name", lambda name: self.Model)
+        learner = make_learner(tiny(), 0)
+        x = np.random.default_rng(0).normal(5.0, 2.0, (parts, 4, 3)).astype(np.float32)
+        state, _ = make_step(learner, self.score)(learner.state, {"x": x})
+        expected = np.zeros(3)
+        for part in x:
+            expected = 0.5 * expected + 0.5 * part.mean(0)
+        np.testing.assert_allclose(state["statistics"]["norm"]["mean"], expected, rtol=1e-5)
+        judged = learner.model(weights(state))(x[0])
+        np.testing.assert_allclose(
+            judged,
+            (x[0] - expected) / np.sqrt(state["statistics"]["norm"]["var"] + 1e-5) * state["params"]["norm"]["scale"]
+            + state["params"]["norm"]["bias"],
+            rtol=1e-4,
+        )
 
 
 class TestOptimizers:

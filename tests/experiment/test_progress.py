@@ -16,7 +16,7 @@ ROW = {"step": 3, "bits_per_byte": 2.5}
 def shown(monkeypatch, *, terminal, row=ROW):
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     output = io.StringIO()
-    with Progress(10, "bits per byte", Console(file=output, force_terminal=terminal, width=120)) as bar:
+    with Progress(10, "bits per byte", console=Console(file=output, force_terminal=terminal, width=120)) as bar:
         bar.phase("[1/2] window")
         bar.skip(2)
         bar.step(row, 10, tokens=100, seconds=0.5)

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import compare_classification, compare_rewriting
+from configs import compare_classification, compare_rewriting, compare_segmentation, compare_vision
 from configs.compare_text import get_config
 from experiment import settings
 
@@ -155,10 +155,13 @@ class TestCheck:
         with pytest.raises(settings.SettingsError, match="config.train.steps is missing, want int"):
             settings.check(config)
 
-    def test_every_rule_has_its_field_in_the_shipped_config(self):
-        flat = get_config().to_dict()
+    @pytest.mark.parametrize("config", [get_config(), compare_classification.get_config()], ids=["text", "classes"])
+    def test_every_rule_has_its_field_in_the_shipped_config(self, config):
+        flat = config.to_dict()
         flat.pop("model"), flat.pop("variants")
-        assert set(settings._flatten(flat)) == set(settings.RULES)
+        others = {f"data.{name}" for task in settings.TASKS.values() for name in task.DATA}
+        others -= {f"data.{name}" for name in settings.TASKS[config.task].DATA}
+        assert set(settings._flatten(flat)) == set(settings.RULES) - others
 
 
 class TestFill:
@@ -169,17 +172,52 @@ class TestFill:
 
     def test_the_data_decide_what_the_config_leaves_open(self):
         config = self.config()
-        settings.fill(config, {"num_classes": 7})
+        settings.fill(config, {"model.num_classes": 7})
         assert {variant.model.num_classes for variant in settings.variants(config).values()} == {7}
-        settings.fill(config, {"num_classes": 7})  # a config that says the same
+        settings.fill(config, {"model.num_classes": 7})  # a config that says the same
 
     def test_a_config_that_says_something_else_is_refused(self):
         with pytest.raises(settings.SettingsError, match="variant full: model.num_classes=3: the data want 7; write 7"):
-            settings.fill(self.config(model__num_classes=3), {"num_classes": 7})
+            settings.fill(self.config(model__num_classes=3), {"model.num_classes": 7})
         config = self.config()
         config.variants = ConfigDict({"small": {"model": {"num_classes": 2}}})
         with pytest.raises(settings.SettingsError, match="variant small: model.num_classes=2"):
-            settings.fill(config, {"num_classes": 7})
+            settings.fill(config, {"model.num_classes": 7})
+
+
+class TestImages:
+    def test_shipped_configs_pass_before_and_after_the_data_are_known(self):
+        for config in (compare_vision.get_config(), compare_vision.get_config("fashion-mnist")):
+            settings.check(config)
+            settings.fill(config, {"data.image_size": 28, "model.channels": 1, "model.num_classes": 10})
+            assert {variant.model.num_classes for variant in settings.variants(config).values()} == {10}
+        settings.check(compare_segmentation.get_config())
+
+    def test_another_model_has_its_own_fields_and_the_shared_ones(self):
+        config = compare_vision.get_config()
+        config.model.dtype = "bfloat16"
+        found = settings.variants(config)
+        assert found["swin"].model.name == "swin" and found["axial"].model.name == "axial"
+        assert {variant.model.dtype for variant in found.values()} == {"bfloat16"}
+        assert set(found["swin"].model) == set(settings.FIELDS["swin"]) and "pool" not in found["swin"].model
+
+    def test_field_of_the_other_model_only_is_refused(self):
+        config = compare_vision.get_config()
+        config.variants.swin.model.pool = "mean"
+        with pytest.raises(settings.SettingsError, match="config.variants.swin.model.pool: unknown field"):
+            settings.variants(config)
+
+    def test_lengths_of_the_scaling_are_grids(self):
+        config = compare_vision.get_config()
+        config.scaling.lengths = (64, 128)
+        with pytest.raises(settings.SettingsError, match="want squares"):
+            settings.check(config)
+
+    def test_text_fields_of_the_data_are_unknown_to_images(self):
+        config = compare_vision.get_config()
+        config.data.length = 512
+        with pytest.raises(settings.SettingsError, match="config.data.length: unknown field"):
+            settings.check(config)
 
 
 class TestVariants:

@@ -35,16 +35,24 @@ ATTENTION = {
     "linformer none": {"name": "linformer", "rank": 5, "sharing": "none"},
     "linformer key_value": {"name": "linformer", "rank": 5, "sharing": "key_value"},
     "linformer layerwise": {"name": "linformer", "rank": 5, "sharing": "layerwise"},
+    "axial": {"name": "axial"},
+    "grid_window": {"name": "grid_window", "window": 3},
 }
+
+
+def kind(case):
+    """The `Variant` of a case."""
+    return VARIANTS[ATTENTION[case]["name"]]
 
 
 def can(case):
     """The capabilities of a case's variant."""
-    return VARIANTS[ATTENTION[case]["name"]].can
+    return kind(case).can
 
 
 CAUSAL = [case for case in ATTENTION if can(case).causal]
-BIDIRECTIONAL = [case for case in ATTENTION if can(case).bidirectional]
+IMAGE = [case for case in ATTENTION if can(case).bidirectional]  # what a model of images takes
+BIDIRECTIONAL = [case for case in IMAGE if not kind(case).grid]  # and what an encoder of texts takes
 CROSS = [case for case in ATTENTION if can(case).cross]
 EXACT_CAUSAL = [case for case in CAUSAL if case != "lsh"]  # no look-ahead bit for bit: LSH sorts the whole sequence
 DECODING = [case for case in EXACT_CAUSAL if case != "longformer projected"]

@@ -196,6 +196,7 @@ WRONG = [
     ("encoder", {"position": "t5", "t5_buckets": 28}, "model.t5_buckets: wanted an even t5_buckets"),
     ("encoder", {"encoder_depth": 2}, "model.encoder_depth: unknown field"),
     ("encoder", {"attention": ATTENTION["retention"]}, "model.attention.name: 'retention' never looks ahead"),
+    ("encoder", {"attention": ATTENTION["grid_window"]}, "model.attention.name: 'grid_window' wants a grid of patches"),
     ("encoder_decoder", {"encoder_depth": 0}, "model.encoder_depth: wanted at least 1, got 0"),
     ("encoder_decoder", {"pool": "cls"}, "model.pool: unknown field"),
     (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,15 @@ from models.layers import (
     MLP,
     Attention,
     dropout,
+    norm_of,
     normal,
     residual_std,
-    rms_norm,
     rms_normalized,
     variant_of,
 )
 from models.variants import VARIANTS, Setting, check_attention
 
+EPS = np.finfo(np.float32).eps
 T = 13
 MASKED = [case for case in ATTENTION if VARIANTS[ATTENTION[case]["name"]].mask is not no_mask]
 
@@ -265,17 +267,62 @@ def test_residual_projections_start_smaller(tiny):
         assert abs(out.std() - 0.005) < 5 * 0.005 / (2 * out.size) ** 0.5
 
 
-def test_mlp_and_norm_match_numpy(tiny):
-    config = tiny()
-    mlp, norm = MLP(config, rngs=nnx.Rngs(0)), rms_norm(config, nnx.Rngs(0))
+ACTIVATIONS = {
+    "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def shaken(layer):
+    """The layer with every parameter drawn anew, so that biases and scales count, and (name) -> it in float64."""
+    graph, state = nnx.split(layer)
+    keys = iter(jax.random.split(jax.random.key(7), 99))
+    state = jax.tree.map(lambda w: jax.random.normal(next(keys), w.shape) / 2, state)
+    layer = nnx.merge(graph, state)
+    return layer, lambda name: np.asarray(getattr(layer, name)[...], np.float64)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_mlp_matches_numpy(tiny, activation, use_bias):
+    mlp, w = shaken(MLP(tiny(activation=activation, use_bias=use_bias), rngs=nnx.Rngs(0)))
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 12)), np.float64)
-    normed = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-    hidden = normed @ np.asarray(mlp.into[...], np.float64)
-    gelu = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-    wanted = gelu @ np.asarray(mlp.out[...], np.float64)
-    eps = np.finfo(np.float32).eps
-    np.testing.assert_allclose(norm(jnp.float32(x)), normed, rtol=12 * eps)
-    np.testing.assert_allclose(mlp(norm(jnp.float32(x))), wanted, atol=12 * eps * np.abs(wanted).max())
+    hidden = ACTIVATIONS[activation](x @ w("into") + (w("into_bias") if use_bias else 0))
+    wanted = hidden @ w("out") + (w("out_bias") if use_bias else 0)
+    assert hasattr(mlp, "into_bias") == use_bias
+    np.testing.assert_allclose(jax.jit(mlp)(jnp.float32(x)), wanted, atol=12 * EPS * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("epsilon", [1e-6, 0.5])
+def test_norms_match_numpy(tiny, kind, epsilon):
+    norm, w = shaken(norm_of(tiny(norm=kind, norm_epsilon=epsilon), nnx.Rngs(0)))
+    x = 3 + np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 12)), np.float64)
+    centered = x - x.mean(-1, keepdims=True) if kind == "layer" else x
+    wanted = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + epsilon) * w("scale")
+    wanted = wanted + w("bias") if kind == "layer" else wanted
+    np.testing.assert_allclose(norm(jnp.float32(x)), wanted, atol=12 * EPS * np.abs(wanted).max())
+
+
+def test_biases_of_attention_are_added_to_each_projection(tiny):
+    layer, w = shaken(Attention(tiny(name="encoder", use_bias=True), length=T, rngs=nnx.Rngs(0)))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (2, T, 12)), np.float64)
+    query, key, value = (
+        np.einsum("btd,dnh->btnh", x, w(name)) + w(f"{name}_bias") for name in ("query", "key", "value")
+    )
+    scores = np.einsum("btnh,bsh->bnts", query, key[:, :, 0]) / 6**0.5
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    attended = np.einsum("bnts,bsh->btnh", weights, value[:, :, 0])
+    wanted = np.einsum("btnh,nhd->btd", attended, w("out")) + w("out_bias")
+    got, maps = jax.jit(lambda x: (layer(x), layer.weights(x)))(jnp.float32(x))
+    np.testing.assert_allclose(got, wanted, atol=64 * EPS * np.abs(wanted).max())
+    np.testing.assert_allclose(maps, weights, atol=64 * EPS)
+
+
+def test_a_shared_projection_has_one_bias(tiny):
+    layer = Attention(tiny(name="encoder", use_bias=True, attention=ATTENTION["lsh"]), length=T, rngs=nnx.Rngs(0))
+    assert not hasattr(layer, "key_bias") and layer.query_bias.shape == (2, 6) and layer.value_bias.shape == (1, 6)
 
 
 REFUSED = [
@@ -410,6 +457,7 @@ def test_refuses_what_would_be_ignored(tiny, monkeypatch, missing, argument):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_examples_are_accepted(name):
-    use = "decoder" if VARIANTS[name].can.causal else "encoder"
-    check_attention({"name": name, **examples(name)}, position="rope", attention_dropout=0.0, num_heads=2, use=use)
+    use, grid = "decoder" if VARIANTS[name].can.causal else "encoder", VARIANTS[name].grid
+    shared = {"position": "rope", "attention_dropout": 0.0, "num_heads": 2}
+    check_attention({"name": name, **examples(name)}, **shared, use=use, grid=grid)
     assert all(isinstance(kind, Setting) for kind in VARIANTS[name].settings.values())

@@ -11,8 +11,11 @@ from flax import nnx
 from harness import EPS, assert_everything_learns, assert_trees_agree, build, value_and_gradient
 
 from models import MODELS
+from models.axial import AxialResNet
 from models.config import FIELDS, POSITIONS, check
+from models.swin import Swin
 from models.transformer import Encoder, EncoderDecoder, Transformer, sinusoids
+from models.vit import ViT
 
 B, T, V = 2, 13, 23
 
@@ -37,6 +40,9 @@ def test_models_names_it():
         "transformer": Transformer,
         "encoder": Encoder,
         "encoder_decoder": EncoderDecoder,
+        "vit": ViT,
+        "swin": Swin,
+        "axial": AxialResNet,
     }
     assert FIELDS.keys() == MODELS.keys()
 
@@ -331,6 +337,15 @@ WRONG = [
     ({"reversible": True, "remat": True}, T, "model.remat: reversible layers recompute everything already"),
     ({"attention": ATTENTION["linformer"]}, T, "model.attention.name: 'linformer' cannot be causal"),
     ({"attention": ATTENTION["efficient"]}, T, "model.attention.name: 'efficient' cannot be causal"),
+    (
+        {"attention": ATTENTION["axial"]},
+        T,
+        "model.attention.name: 'axial' wants a grid of patches, as images have; write",
+    ),
+    ({"norm": "batch"}, T, "model.norm: got 'batch'; write one of rms, layer"),
+    ({"norm_epsilon": 0.0}, T, "model.norm_epsilon: wanted a number in (0, 1), got 0.0; write 1e-6"),
+    ({"activation": "swish"}, T, "model.activation: got 'swish'; write one of gelu, gelu_tanh, relu"),
+    ({"use_bias": 1}, T, "model.use_bias: wanted bool, got 1"),
     ({"attention": {"name": "spare"}}, T, "model.attention.name: unknown variant 'spare'"),
     ({"attention": ATTENTION["linear"], "position": "t5"}, T, "model.position: 'linear' has no scores for 't5'"),
     (

@@ -209,9 +209,9 @@ def test_score_is_cross_entropy_and_right_answers():
     masks = []
     model = lambda tokens, key_mask, rng: masks.append(key_mask) or logits  # noqa: E731
     examples = {"tokens": np.zeros((2, 5), np.uint8), "sizes": np.array([5, 2]), "labels": np.array([2, 1])}
-    loss, right, weight = classification.score(model, examples)
+    loss, count, right, weight = classification.score(model, examples)
     np.testing.assert_allclose(loss, [np.log(4), -np.log(0.75)], rtol=1e-6)
-    assert right.tolist() == [0, 1] and weight.tolist() == [1, 1]
+    assert right.tolist() == [0, 1] and count.tolist() == weight.tolist() == [1, 1]
     assert np.asarray(masks[0]).sum(1).tolist() == [5, 2]
 
 

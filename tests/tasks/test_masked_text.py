@@ -80,7 +80,7 @@ def test_score_counts_the_chosen_bytes_and_hides_padding(corpus):
         masks.append(np.asarray(key_mask))
         return table[tokens]
 
-    loss, bits, weight = masked_text.score(model, examples)
+    loss, count, bits, weight = masked_text.score(model, examples)
     logits = table[examples["tokens"]].astype(np.float64)
     nats = (
         np.log(np.exp(logits).sum(-1))
@@ -88,7 +88,7 @@ def test_score_counts_the_chosen_bytes_and_hides_padding(corpus):
     )
     np.testing.assert_allclose(loss, (nats * examples["chosen"]).sum(1), rtol=1e-5)
     np.testing.assert_allclose(bits, np.asarray(loss) / math.log(2), rtol=1e-6)
-    assert weight.tolist() == examples["chosen"].sum(1).tolist()
+    assert count.tolist() == weight.tolist() == examples["chosen"].sum(1).tolist()
     assert masks[0].sum(1).tolist() == examples["sizes"].tolist()
 
 

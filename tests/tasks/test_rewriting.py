@@ -79,14 +79,14 @@ def test_score_counts_letters_and_the_decoder_reads_only_what_came_before(corpus
         read.append(np.asarray(target))
         return jax.numpy.asarray(table)[target]
 
-    loss, right, weight = rewriting.score(model, examples)
+    loss, count, right, weight = rewriting.score(model, examples)
     assert (read[0][:, 0] == START).all()
     np.testing.assert_array_equal(read[0][:, 1:], examples["target"][:, :-1])
     logits = table[read[0]].astype(np.float64)
     truth = np.take_along_axis(logits, examples["target"][..., None].astype(int), -1)[..., 0]
     np.testing.assert_allclose(loss, (np.log(np.exp(logits).sum(-1)) - truth).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(right, (logits.argmax(-1) == examples["target"]).sum(1))
-    assert weight.tolist() == [7] * len(weight)
+    assert count.tolist() == weight.tolist() == [7] * len(weight)
 
 
 @pytest.mark.parametrize("changes, message", [

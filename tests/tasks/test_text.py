@@ -210,8 +210,8 @@ def test_score_sums_what_counts_and_asks_for_the_next_byte():
     table = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
     model = lambda tokens, rng: table[tokens]  # noqa: E731  scores of the next byte depend on this one
     tokens = np.random.default_rng(1).integers(0, 256, (3, 8), np.uint8)
-    loss, bits, weight = text.score(model, {"tokens": tokens, "sizes": np.array([7, 2, 0], np.int32)})
+    loss, count, bits, weight = text.score(model, {"tokens": tokens, "sizes": np.array([7, 2, 0], np.int32)})
     nats = np.log(np.exp(table).sum(1))[tokens[:, :-1]] - table[tokens[:, :-1], tokens[:, 1:]]
     np.testing.assert_allclose(loss, [nats[0].sum(), nats[1, :2].sum(), 0], rtol=1e-5)
     np.testing.assert_allclose(bits, loss / np.log(2), rtol=1e-6)
-    assert weight.tolist() == [7, 2, 0]
+    assert count.tolist() == weight.tolist() == [7, 2, 0]

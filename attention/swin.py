@@ -1,0 +1,417 @@
+"""Attention inside shifted windows of an image, with the position biases and scores of Swin v1 and v2."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import dropout
+from .checks import (
+    accumulation_dtype,
+    check_broadcast,
+    check_dropout,
+    check_int,
+    check_self_attention,
+    check_vector,
+    quiet_padding,
+)
+from .tile import Tile, plain_promotion
+
+
+@plain_promotion
+def shifted_window_attention(
+    query,
+    key,
+    value,
+    *,
+    window: int | tuple[int, int],
+    shift: int | tuple[int, int] = 0,
+    bias=None,
+    key_mask=None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    rng=None,
+):
+    """Attention among the pixels of one window, on a grid of windows that may be shifted.
+
+        out_i = sum_j p_ij v_j,   p_i = softmax_j(scale * q_i . k_j + bias[i, j])   over the j in i's window
+        same window:   floor((row_i - shift) / M) = floor((row_j - shift) / M), and columns likewise
+
+    Swin Transformer, Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows",
+    arXiv:2103.14030, section 3.2 and eq. 4 (their M = window, d = H, B = bias). Layers alternate shift 0 and M // 2, so
+    that what one layer keeps apart the next brings together.
+
+    A shifted grid has narrow windows at the edges. As in the paper, the image is rolled so that two narrow ones share a
+    full window, and they are then hidden from each other (`window_regions`): exactly, where the authors' code adds
+    -100. Sides that the window does not divide are padded at the end before the roll; the padding is never attended
+    (transformers lets zero padding take part: to have that, pad before projecting).
+
+    The window is taken as asked, also where it is larger than the grid. Published models then shrink it and do not
+    shift: `fit_window` says how.
+
+    Time O(rows columns M^2 N (H + Hv)), memory O(rows columns M^2 N): the weights are held for the backward pass, as in
+    published code; `jax.checkpoint` around the call trades them for a second forward pass.
+
+    Args:
+      query: `[..., rows, columns, N, H]`.
+      key: `[..., rows, columns, K, H]`, K divides N; query head n reads key head n // (N / K).
+      value: `[..., rows, columns, K, Hv]`.
+      window: M, pixels a side, or a pair (rows, columns); M * M stands for their product.
+      shift: pixels by which the windows are moved right and down, 0 <= shift < window; int or pair.
+      bias: float array that broadcasts to `[N, M*M, M*M]`, added to the scaled scores of every window: query pixel
+        first, pixels row by row. `relative_position_bias` makes it from a table.
+      key_mask: bool `[..., rows, columns]`, True = real pixel. Rows of masked pixels are unspecified.
+      scale: factor on the scores; None = H ** -0.5.
+      dropout_rate: each weight is zeroed with this probability, the others grow by 1 / (1 - rate).
+      rng: a `jax.random.key`, wanted with dropout.
+
+    Returns:
+      `[..., rows, columns, N, Hv]` in query's dtype; scores and softmax are float32 (float64 for float64).
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> image = jnp.ones((1, 9, 14, 3, 8))
+    >>> shifted_window_attention(image, image, image, window=7, shift=3).shape
+    (1, 9, 14, 3, 8)
+    """
+    query, key, value = (jnp.asarray(x) for x in (query, key, value))
+    grid = _check_grid(query, key, value)
+    check_dropout(dropout_rate, rng)
+    window, shift = _check_window(window, shift)
+    lead, (N, H), dtype = query.shape[:-4], query.shape[-2:], accumulation_dtype(query.dtype)
+    if key_mask is not None:
+        key_mask = check_vector("key_mask", key_mask, (*lead, grid[0]), grid[1], dtype=bool)
+        query = quiet_padding(query, key_mask)
+        key, value = (jnp.where(key_mask[..., None, None], x, jnp.zeros((), x.dtype)) for x in (key, value))
+    hidden = _hidden(grid, window, shift, key_mask, dtype)
+    if bias is not None:
+        bias = _check_bias(bias, N, math.prod(window)).astype(dtype)
+
+    def heads_first(x):
+        return jnp.swapaxes(window_partition(x, window, shift), -2, -3).astype(dtype)
+
+    scaled = heads_first(query) * jnp.asarray(H**-0.5 if scale is None else scale, dtype)
+    weight = _weights(scaled, heads_first(key), bias, hidden)
+    if dropout_rate:
+        weight = _drop(weight, rng, float(dropout_rate))
+    out = _per_key_head(weight, heads_first(value), "...ts,...sh->...th")
+    return window_merge(jnp.swapaxes(out.astype(query.dtype), -2, -3), grid, window, shift)
+
+
+def window_partition(x, window, shift=0):
+    """Cuts a grid into windows, the cut shifted by a cyclic roll.
+
+    What it returns has the layout of sequences, so any attention function of this package can be applied in windows.
+    Sides that the window does not divide are padded with zeros at the end, before the roll.
+
+    Args:
+      x: `[..., rows, columns, N, H]`.
+      window: M, pixels a side, or a pair.
+      shift: the first window starts at this row and column, int or pair, less than the window.
+
+    Returns:
+      `[..., windows, M*M, N, H]`: windows row by row, and pixels row by row in each.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> window_partition(jnp.arange(16).reshape(4, 4, 1, 1), 2, shift=1)[0].ravel()
+    Array([ 5,  6,  9, 10], dtype=int32)
+    """
+    window, shift = _check_window(window, shift)
+    *lead, rows, columns, N, H = x.shape
+    counts = _counts((rows, columns), window)
+    ends = [(0, count * m - side) for count, m, side in zip(counts, window, (rows, columns), strict=True)]
+    if any(end for _, end in ends):
+        x = jnp.pad(x, [(0, 0)] * len(lead) + ends + [(0, 0)] * 2)
+    if any(shift):
+        x = jnp.roll(x, [-s for s in shift], (-4, -3))
+    x = x.reshape(*lead, counts[0], window[0], counts[1], window[1], N, H)
+    return jnp.swapaxes(x, -5, -4).reshape(*lead, math.prod(counts), math.prod(window), N, H)
+
+
+def window_merge(windows, grid, window, shift=0):
+    """Puts windows back where `window_partition` took them from, without the padding.
+
+    Args:
+      windows: `[..., windows, M*M, N, H]`.
+      grid: (rows, columns) of the result.
+      window: as in `window_partition`.
+      shift: as in `window_partition`.
+
+    Returns:
+      `[..., rows, columns, N, H]`.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> x = jnp.arange(15).reshape(3, 5, 1, 1)
+    >>> bool((window_merge(window_partition(x, 2, 1), (3, 5), 2, 1) == x).all())
+    True
+    """
+    window, shift = _check_window(window, shift)
+    *lead, number, size, N, H = windows.shape
+    counts = _counts(grid, window)
+    if (number, size) != (math.prod(counts), math.prod(window)):
+        wanted = math.prod(counts), math.prod(window)
+        raise ValueError(
+            f"windows: wanted [..., windows, M*M, N, H] with (windows, M*M) = {wanted}, got {windows.shape}"
+        )
+    x = jnp.swapaxes(windows.reshape(*lead, *counts, *window, N, H), -5, -4)
+    x = x.reshape(*lead, counts[0] * window[0], counts[1] * window[1], N, H)
+    if any(shift):
+        x = jnp.roll(x, shift, (-4, -3))
+    return x[..., : grid[0], : grid[1], :, :]
+
+
+def window_regions(grid, window, shift=0):
+    """Which pixels of a window hang together in the image: the wrapped pieces of a shifted grid are numbered apart.
+
+    The numbers serve as segment ids: `dot_product_attention` on the arrays of `window_partition`, with these as
+    query_segment_ids and key_segment_ids, is `shifted_window_attention`.
+
+    Args:
+      grid: (rows, columns).
+      window: as in `window_partition`.
+      shift: as in `window_partition`.
+
+    Returns:
+      A NumPy int array `[windows, M*M]`: 0 = not wrapped, 1 = its column wrapped, 2 = its row, 3 = both, -1 = padding.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> window_regions((4, 4), 2, shift=1)[-1]  # the last window: the four corners of the image
+    array([0, 1, 2, 3])
+    """
+    window, shift = _check_window(window, shift)
+    pieces = []
+    for side, count, m, s in zip(grid, _counts(grid, window), window, shift, strict=True):
+        place = (np.arange(count * m) + s) % (count * m)
+        pieces.append(np.where(place < side, place < s, -1).reshape(count, m))
+    rows, columns = pieces[0][:, None, :, None], pieces[1][None, :, None, :]
+    regions = np.where((rows < 0) | (columns < 0), -1, 2 * rows + columns)
+    return regions.reshape(-1, math.prod(window))
+
+
+def fit_window(grid, window, shift=0):
+    """Window and shift for a grid: a side no longer than the window is one window, which has nowhere to shift to.
+
+    Published code decides by the shorter side for both; on square grids that is the same.
+
+    Args:
+      grid: (rows, columns).
+      window: M, or a pair.
+      shift: int or pair.
+
+    Returns:
+      ((M of rows, M of columns), (shift of rows, shift of columns)).
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> fit_window((7, 14), window=7, shift=3)
+    ((7, 7), (0, 3))
+    """
+    window, shift = _check_window(window, shift)
+    fitted = [(side, 0) if side <= m else (m, s) for side, m, s in zip(grid, window, shift, strict=True)]
+    windows, shifts = zip(*fitted, strict=True)
+    return windows, shifts
+
+
+def relative_position_index(window, table_window=None):
+    """For each pair of pixels of a window, the row of the bias table that belongs to the step from key to query.
+
+        index[i, j] = (row_i - row_j + M - 1) (2 M - 1) + column_i - column_j + M - 1
+
+    Liu et al. 2021, arXiv:2103.14030, below eq. 4.
+
+    Args:
+      window: M, or a pair.
+      table_window: the window that the table was made for, at least `window`; None = `window`.
+
+    Returns:
+      A NumPy int array `[M*M, M*M]`.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> relative_position_index((1, 3))
+    array([[2, 1, 0],
+           [3, 2, 1],
+           [4, 3, 2]])
+    """
+    window, _ = _check_window(window, 0)
+    table_window = window if table_window is None else _check_window(table_window, 0)[0]
+    if any(m > largest for m, largest in zip(window, table_window, strict=True)):
+        raise ValueError(f"table_window: wanted at least the window {window}, got {table_window}")
+    rows, columns = np.indices(window).reshape(2, -1)
+    row_steps, column_steps = (x[:, None] - x + m - 1 for x, m in zip((rows, columns), table_window, strict=True))
+    return row_steps * (2 * table_window[1] - 1) + column_steps
+
+
+def relative_position_bias(table, window, table_window=None):
+    """The bias of every pair of pixels of a window, read from a table of relative positions.
+
+    Args:
+      table: `[(2M-1)^2, N]`, a learned number for each step and head; row steps outside, both from -(M-1) to M-1.
+      window: M, or a pair.
+      table_window: the window that the table was made for, if that is larger; its middle is read.
+
+    Returns:
+      `[N, M*M, M*M]`, query first, in the table's dtype.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> relative_position_bias(jnp.ones((49, 3)), window=4).shape
+    (3, 16, 16)
+    """
+    index, table = relative_position_index(window, table_window), jnp.asarray(table)
+    sides = _check_window(window if table_window is None else table_window, 0)[0]
+    steps = math.prod(2 * m - 1 for m in sides)
+    if table.ndim != 2 or len(table) != steps:
+        raise ValueError(f"table: wanted [{steps}, N] for a window of {sides}, got shape {table.shape}")
+    return jnp.moveaxis(table[index], -1, 0)
+
+
+def log_spaced_coordinates(window, pretrained_window=None):
+    """Swin v2's coordinates of relative positions, from which a small network computes the bias table.
+
+        c = sign(x) log2(1 + |x|) / log2(8),   x = 8 step / (M - 1)
+
+    Liu et al. 2022, "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv:2111.09883, eq. 4, with the units
+    of the authors' code. There, table = 16 sigmoid(MLP(coordinates)), and `relative_position_bias` spreads it.
+
+    Args:
+      window: M, or a pair.
+      pretrained_window: the window of an earlier training, whose M - 1 is the unit; None = `window`.
+
+    Returns:
+      A float32 NumPy array `[(2M-1)^2, 2]`: row and column of each step, in the table's order. An axis of one pixel has
+      coordinate 0.
+
+    Raises:
+      ValueError: arguments that do not fit, named.
+
+    >>> log_spaced_coordinates((1, 3))[:, 1].round(3)
+    array([-1.057, -0.774,  0.   ,  0.774,  1.057], dtype=float32)
+    """
+    window, _ = _check_window(window, 0)
+    unit = window if pretrained_window is None else _check_window(pretrained_window, 0)[0]
+    axes = [8 * np.arange(1 - m, m) / max(u - 1, 1) for m, u in zip(window, unit, strict=True)]
+    x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    return (np.sign(x) * np.log2(1 + np.abs(x)) / np.log2(8)).astype(np.float32)
+
+
+@plain_promotion
+def cosine_queries_and_keys(query, key, logit_scale):
+    """Queries and keys whose dot products are Swin v2's scores; attend with scale=1.0.
+
+        q'_i . k'_j = cos(q_i, k_j) min(exp(logit_scale), 100)
+
+    Liu et al. 2022, arXiv:2111.09883, eq. 2 (their tau = exp(-logit_scale), kept above 0.01).
+
+    Args:
+      query: `[..., N, H]`.
+      key: `[..., K, H]`.
+      logit_scale: `[N]`, one a head; the authors start from log 10.
+
+    Returns:
+      The pair of arrays in the shapes and dtypes given. A vector of zeros stays one.
+
+    >>> q = jnp.array([[3.0, 4.0]])
+    >>> [x.tolist() for x in cosine_queries_and_keys(q, q, jnp.zeros(1))]
+    [[[0.6..., 0.8...]], [[0.6..., 0.8...]]]
+    """
+    query, key, logit_scale = (jnp.asarray(x) for x in (query, key, logit_scale))
+    factor = jnp.exp(jnp.minimum(logit_scale.astype(accumulation_dtype(query.dtype)), math.log(100)))
+    return (_unit(query) * factor[:, None]).astype(query.dtype), _unit(key).astype(key.dtype)
+
+
+def _unit(x):
+    """`x` at length 1, in the accumulation dtype; shorter than 1e-12, as in published code, it grows by 1e12 only."""
+    x = x.astype(accumulation_dtype(x.dtype))
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+
+
+def _weights(query, key, bias, hidden):
+    """Softmax over `[..., windows, N, M*M, M*M]`; a row in which all is hidden is 0."""
+    score = _per_key_head(query, key, "...th,...sh->...ts")
+    if bias is not None:
+        score = score + bias
+    if hidden is not None:
+        score = score + hidden
+    # Finite even where all scores are -inf. A row's sum is at least 1, or 0 if it sees nothing.
+    top = jax.lax.stop_gradient(score).max(-1, keepdims=True, initial=jnp.finfo(score.dtype).min)
+    weight = jnp.exp(score - top)
+    return weight / jnp.maximum(weight.sum(-1, keepdims=True), 0.5)
+
+
+def _per_key_head(x, of_keys, spec):
+    """The product `spec` of `x [..., N, M*M, :]` with the key head `of_keys [..., K, M*M, :]` that each head reads."""
+    *lead, N, size, width = x.shape
+    K = of_keys.shape[-3]
+    out = jnp.einsum(spec, x.reshape(*lead, K, N // K * size, width), of_keys)
+    return out.reshape(*lead, N, size, out.shape[-1])
+
+
+def _hidden(grid, window, shift, key_mask, dtype):
+    """What to add to scores `[..., windows, N, M*M, M*M]`: 0, and -inf for pairs that may not meet; None if all may."""
+    regions = window_regions(grid, window, shift)
+    allowed = None
+    if (regions != 0).any():
+        allowed = ((regions[:, :, None] == regions[:, None]) & (regions >= 0)[:, None])[:, None]
+    if key_mask is not None:
+        real = window_partition(key_mask[..., None, None], window, shift)[..., 0, 0]
+        real = real[..., None, None, :]
+        allowed = real if allowed is None else real & allowed
+    return None if allowed is None else jnp.where(allowed, jnp.zeros((), dtype), -jnp.inf)
+
+
+def _drop(weight, rng, rate):
+    *lead, N, size, _ = weight.shape
+    windows = jnp.arange(math.prod(lead)).reshape(*lead, 1, 1, 1)
+    return dropout.drop(weight, dropout.seeds(rng), rate, Tile(0, size, 0, size, 0, N, windows), N)
+
+
+def _counts(grid, window):
+    """Windows along each side."""
+    return [-(-side // m) for side, m in zip(grid, window, strict=True)]
+
+
+def _check_grid(query, key, value):
+    """(rows, columns); raises ValueError unless the three are grids that fit each other."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim < 4:
+            raise ValueError(f"{name}: wanted [..., rows, columns, heads, width], got shape {x.shape}")
+    check_self_attention(query, key, value)
+    if query.shape[-4] == 0:
+        raise ValueError("query: wanted at least one row, got none")
+    return query.shape[-4:-2]
+
+
+def _check_window(window, shift):
+    """Both as pairs; raises ValueError unless 0 <= shift < window."""
+    pairs = []
+    for name, x, least in (("window", window, 1), ("shift", shift, 0)):
+        pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
+        if len(pair) != 2:
+            raise ValueError(f"{name}: wanted an int or a pair (rows, columns), got {x!r}")
+        for side in pair:
+            check_int(name, side, least)
+        pairs.append(pair)
+    if any(s >= m for m, s in zip(*pairs, strict=True)):
+        raise ValueError(f"shift: wanted less than the window {window}, got {shift}")
+    return pairs
+
+
+def _check_bias(bias, N, size):
+    if not hasattr(bias, "shape") or not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(f"bias: wanted a float array [N, M*M, M*M], got {getattr(bias, 'dtype', type(bias).__name__)}")
+    check_broadcast("bias", bias.shape, (N, size, size))
+    return jnp.asarray(bias)

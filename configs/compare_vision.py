@@ -1,0 +1,100 @@
+"""Image models under one budget: ViT with three kinds of attention, Swin and Axial-ResNet with and without their parts.
+
+python train.py --config=configs/compare_vision.py                            # scikit-learn's digits, no download
+python train.py --config=configs/compare_vision.py:fashion-mnist --config.data.dir=DATA_DIR    # its own budget, below
+python train.py --config=configs/compare_vision.py --config.data.name=path --config.data.path=FOLDER \
+    --config.data.image_size=32 --workdir=runs/mine                           # yours: one folder a class
+"""
+
+from ml_collections import ConfigDict
+
+from models.vision_config import preset
+
+# Fields of every image model: said once, for all variants.
+SHARED = ("channels", "num_classes", "patch_size", "dropout", "drop_path", "dtype", "remat")
+
+# What `compare_vision.py:NAME` changes for a data set: larger images, more of them, so a longer budget.
+DATA_SETS = {
+    "digits": {},
+    "fashion-mnist": {
+        "data.name": "fashion-mnist",
+        "train.steps": 3000,
+    },
+}
+
+
+def get_config(data_set: str = "digits") -> ConfigDict:
+    """Every field with its default; a flag `--config.FIELD=VALUE` changes one.
+
+    Args:
+      data_set: what stands behind the colon of `--config=FILE:NAME`, one of DATA_SETS.
+    """
+    config = ConfigDict()
+    config.task = "images"
+    config.seed = 0  # first seed: initial weights, data order, dropout
+    config.seeds = 1  # how many seeds; with more than one the error bar is over seeds
+    config.only = ""  # labels to train now, comma-separated; empty = all
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # or fashion-mnist, mnist, cifar-10, cifar-100, path
+    config.data.path = ""  # a folder of your own, with one folder a class
+    config.data.dir = ""  # where the published data sets lie
+    config.data.image_size = 0  # rows and columns in pixels; 0 = as the files have them
+    config.data.crop = 1  # pixels that an image may move by, in training
+    config.data.flip = False  # mirror half of the training images
+    config.data.mixup = 0.0  # alpha of the share at which two training images are mixed; 0 = never
+    config.data.label_smoothing = 0.1  # of the answer's probability, spread over all classes
+
+    # Channels, classes and, by the size of the images, patches: as the data have. The three models have about equally
+    # many parameters.
+    config.model = preset("vit", "tiny", width=48, depth=5, mlp_width=192, position="rope")
+
+    config.train = ConfigDict()
+    config.train.steps = 400
+    config.train.batch_size = 32
+    config.train.accumulate = 1
+    config.train.optimizer = "muon"  # or adamw
+    config.train.learning_rate = 0.02
+    config.train.warmup_steps = 20
+    config.train.final_fraction = 0.01
+    config.train.weight_decay = 0.05
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.99
+    config.train.clip_norm = 1.0
+    config.train.evaluate_every = 50
+    config.train.evaluate_examples = 360
+    config.train.checkpoint_every = 200
+    config.train.keep_checkpoints = 2
+
+    config.scaling = ConfigDict()
+    config.scaling.lengths = (64, 256, 1024)  # patches, the squares of the grid's sides
+    config.scaling.batch_size = 1
+    config.scaling.seconds = 10.0
+
+    config.variants = ConfigDict(
+        {
+            "vit_full": _vit("full"),
+            "vit_axial": _vit("axial"),
+            "vit_window": _vit("grid_window", window=4),
+            "swin": _other("swin", {}, window=4),
+            "swin_no_shift": _other("swin", {}, window=4, shift=0),
+            "swin_no_bias": _other("swin", {}, window=4, relative_bias=0),
+            "axial": _other("axial", {"width": 20, "depths": (1, 2)}),
+            "axial_content_only": _other("axial", {"width": 20, "depths": (1, 2)}, position_sensitive=0),
+        },
+        sort_keys=False,  # the table keeps this order
+    )
+    config.update_from_flattened_dict(DATA_SETS[data_set])
+    return config
+
+
+def _vit(name, **settings):
+    """A ViT with another kind of attention."""
+    return {"model": {"attention": {"name": name, **settings}}}
+
+
+def _other(name, size, **settings):
+    """Another model, with some settings of its attention changed; what all models have stays as it is shared."""
+    model = preset(name, "tiny", **size).to_dict()
+    own = {field: value for field, value in model.items() if field == "name" or field not in SHARED}
+    return {"model": own | {"attention": model["attention"] | settings}}

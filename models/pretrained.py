@@ -1,0 +1,255 @@
+"""Models from other people's weights: folders in the format of Hugging Face's transformers."""
+
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from safetensors import safe_open
+
+from models import MODELS
+
+
+def load(folder):
+    """The model that a folder of transformers holds, with its weights.
+
+    A folder is what `save_pretrained` writes: `config.json`, whose `model_type` is a key of FORMATS, and
+    `model.safetensors`. Their names and ours stand side by side in `SWIN` and its like; `reordered` says how a tensor
+    of theirs becomes ours.
+
+    Args:
+      folder: path of the folder.
+
+    Returns:
+      The model, in the dtype of its config.
+
+    Raises:
+      FileNotFoundError: one of the two files is missing.
+      ValueError: a kind of model, or a setting of it, that we do not have; tensors that are missing, of another size,
+        or that nobody asked for, by name.
+
+    >>> model = load("tests/goldens/hf/swin")
+    >>> model.config.depths
+    (2, 2)
+    """
+    folder = Path(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    kind = settings.get("model_type")
+    if kind not in FORMATS:
+        raise ValueError(f"{folder / 'config.json'}: model_type {kind!r} is unknown; known are {', '.join(FORMATS)}")
+    config_of, names = FORMATS[kind]
+    config, length = config_of(settings)
+    model = pkgutil.resolve_name(MODELS[config.name])
+    graph, state = nnx.split(nnx.eval_shape(lambda: model(config, length=length, rngs=nnx.Rngs(0))))
+    tensors = read_tensors(folder / "model.safetensors")
+    return nnx.merge(graph, filled(state, tensors, names))
+
+
+def read_tensors(path):
+    """Name -> array of a safetensors file, without those that are no weights: what a config already says."""
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if not BUFFERS.search(name)}
+
+
+def filled(state, tensors, names):
+    """`state` with the arrays of `tensors`.
+
+    Args:
+      state: of a model, its leaves with shapes only.
+      tensors: name of theirs -> array.
+      names: name of ours, numbers written as {stage} -> name of theirs. A name of theirs with {block} is one of many
+        that ours stacks on its first axis.
+
+    Raises:
+      ValueError: see `load`.
+    """
+    unused, missing, flat = dict(tensors), [], {}
+    for path, leaf in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        stage = re.search(r"\.(\d+)\.", name)
+        theirs = names[re.sub(r"\.\d+\.", ".{stage}.", name)]
+        stacked = "{block}" in theirs
+        wanted = [theirs.format(stage=stage and stage[1], block=i) for i in range(leaf.shape[0] if stacked else 1)]
+        missing += [name for name in wanted if name not in unused]
+        if not missing:
+            arrays = [reordered(n, unused.pop(n), leaf.shape[1:] if stacked else leaf.shape) for n in wanted]
+            flat[path] = leaf.replace(jnp.asarray(np.stack(arrays) if stacked else arrays[0], leaf.dtype))
+    if missing:
+        raise ValueError(f"model.safetensors: missing {', '.join(missing)}")
+    if unused:
+        raise ValueError(f"model.safetensors: {', '.join(unused)} belong to no parameter of this model")
+    return nnx.from_flat_state(flat)
+
+
+def reordered(name, tensor, shape):
+    """A tensor of theirs as a parameter of ours with this shape.
+
+    A `weight` of a linear layer is [out, in] and ours [in, out], where `in` or `out` may be heads of some width; that
+    of a convolution is [out, in, rows, columns] and ours [rows * columns * in, out]. Everything else differs at most in
+    axes of length 1.
+    """
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}.get(tensor.ndim) if name.endswith(".weight") else None
+    if tensor.size != np.prod(shape, dtype=int):
+        raise ValueError(f"model.safetensors: {name} has shape {list(tensor.shape)}, the config wants {list(shape)}")
+    return (tensor if axes is None else tensor.transpose(axes)).reshape(shape)
+
+
+def supported(settings, name, *values):
+    """`settings[name]`, where it is one of `values`; the first of them where it is missing."""
+    value = settings.get(name, values[0])
+    if value not in values:
+        raise ValueError(f"config.json: {name} = {value!r} is not supported; {' or '.join(map(repr, values))} is")
+    return value
+
+
+def swin_config(settings):
+    """Our config of a Swin of either version, and the side of its images; `settings` are theirs."""
+    version = {"swin": 1, "swinv2": 2}[settings["model_type"]]
+    supported(settings, "hidden_act", "gelu")
+    supported(settings, "qkv_bias", True)
+    supported(settings, "use_absolute_embeddings", False)
+    if any(settings.get("pretrained_window_sizes", ())):
+        raise ValueError("config.json: pretrained_window_sizes other than 0 are not supported")
+    config = {
+        "name": "swin",
+        "version": version,
+        "channels": settings["num_channels"],
+        "num_classes": len(settings.get("id2label", "01")),  # transformers leaves out its default, two classes
+        "patch_size": settings["patch_size"],
+        "width": settings["embed_dim"],
+        "depths": tuple(settings["depths"]),
+        "num_heads": tuple(settings["num_heads"]),
+        "mlp_ratio": float(settings["mlp_ratio"]),
+        "dropout": settings["hidden_dropout_prob"],
+        "attention_dropout": settings["attention_probs_dropout_prob"],
+        "drop_path": settings["drop_path_rate"],
+        "norm_epsilon": settings["layer_norm_eps"],
+        "attention": {"name": "shifted_window", "window": settings["window_size"], "shift": 1, "relative_bias": 1},
+        "head": "classes",
+        "head_width": 0,
+        "dtype": "float32",
+        "remat": False,
+    }
+    return ConfigDict(config), settings["image_size"]
+
+
+def vit_config(settings):
+    """Our config of a ViT, and the side of its images; `settings` are theirs."""
+    supported(settings, "qkv_bias", True)
+    activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+    config = {
+        "name": "vit",
+        "channels": settings["num_channels"],
+        "num_classes": len(settings.get("id2label", "01")),
+        "patch_size": settings["patch_size"],
+        "width": settings["hidden_size"],
+        "depth": settings["num_hidden_layers"],
+        "num_heads": settings["num_attention_heads"],
+        "num_kv_heads": settings["num_attention_heads"],
+        "mlp_width": settings["intermediate_size"],
+        "mlp_chunks": 1,
+        "norm": "layer",
+        "norm_epsilon": settings["layer_norm_eps"],
+        "use_bias": True,
+        "activation": activations[supported(settings, "hidden_act", *activations)],
+        "pool": "cls",
+        "registers": 0,
+        "position": "learned",
+        "rope_base": 100.0,
+        "dropout": settings["hidden_dropout_prob"],
+        "attention_dropout": settings["attention_probs_dropout_prob"],
+        "drop_path": 0.0,
+        "attention": {"name": "full"},
+        "scan_layers": True,
+        "dtype": "float32",
+        "remat": False,
+    }
+    return ConfigDict(config), settings["image_size"]
+
+
+# Tensors that follow from the config; older files hold them.
+BUFFERS = re.compile(r"relative_(position_index|coords_table)$")
+
+SWIN_BLOCK = "swin.encoder.layers.{stage}.blocks.{block}."
+SWIN = {
+    "embedding.embedding": "swin.embeddings.patch_embeddings.projection.weight",
+    "embedding.bias": "swin.embeddings.patch_embeddings.projection.bias",
+    "embedding_norm.scale": "swin.embeddings.norm.weight",
+    "embedding_norm.bias": "swin.embeddings.norm.bias",
+    "merges.{stage}.norm.scale": "swin.encoder.layers.{stage}.downsample.norm.weight",
+    "merges.{stage}.norm.bias": "swin.encoder.layers.{stage}.downsample.norm.bias",
+    "merges.{stage}.reduction": "swin.encoder.layers.{stage}.downsample.reduction.weight",
+    "norm.scale": "swin.layernorm.weight",
+    "norm.bias": "swin.layernorm.bias",
+    "head.classes": "classifier.weight",
+    "head.bias": "classifier.bias",
+} | {
+    f"stages.{{stage}}.blocks.{ours}": SWIN_BLOCK + theirs
+    for ours, theirs in {
+        "attention_norm.scale": "layernorm_before.weight",
+        "attention_norm.bias": "layernorm_before.bias",
+        "attention.query": "attention.self.query.weight",
+        "attention.query_bias": "attention.self.query.bias",
+        "attention.key": "attention.self.key.weight",
+        "attention.key_bias": "attention.self.key.bias",
+        "attention.value": "attention.self.value.weight",
+        "attention.value_bias": "attention.self.value.bias",
+        "attention.out": "attention.output.dense.weight",
+        "attention.out_bias": "attention.output.dense.bias",
+        "attention.position.relative_bias": "attention.self.relative_position_bias_table",  # version 1
+        "attention.log_scale": "attention.self.logit_scale",  # version 2, like the next three
+        "attention.position.position_into": "attention.self.continuous_position_bias_mlp.0.weight",
+        "attention.position.position_into_bias": "attention.self.continuous_position_bias_mlp.0.bias",
+        "attention.position.position_out": "attention.self.continuous_position_bias_mlp.2.weight",
+        "mlp_norm.scale": "layernorm_after.weight",
+        "mlp_norm.bias": "layernorm_after.bias",
+        "mlp.into": "intermediate.dense.weight",
+        "mlp.into_bias": "intermediate.dense.bias",
+        "mlp.out": "output.dense.weight",
+        "mlp.out_bias": "output.dense.bias",
+    }.items()
+}
+SWIN_V2 = {ours: theirs.replace("swin.", "swinv2.", 1) for ours, theirs in SWIN.items()}
+
+VIT_BLOCK = "vit.encoder.layer.{block}."
+VIT = {
+    "embedding.embedding": "vit.embeddings.patch_embeddings.projection.weight",
+    "embedding.bias": "vit.embeddings.patch_embeddings.projection.bias",
+    "class_token": "vit.embeddings.cls_token",
+    "positions": "vit.embeddings.position_embeddings",
+    "norm.scale": "vit.layernorm.weight",
+    "norm.bias": "vit.layernorm.bias",
+    "head.classes": "classifier.weight",
+    "head.bias": "classifier.bias",
+} | {
+    f"blocks.{ours}": VIT_BLOCK + theirs
+    for ours, theirs in {
+        "attention_norm.scale": "layernorm_before.weight",
+        "attention_norm.bias": "layernorm_before.bias",
+        "attention.query": "attention.attention.query.weight",
+        "attention.query_bias": "attention.attention.query.bias",
+        "attention.key": "attention.attention.key.weight",
+        "attention.key_bias": "attention.attention.key.bias",
+        "attention.value": "attention.attention.value.weight",
+        "attention.value_bias": "attention.attention.value.bias",
+        "attention.out": "attention.output.dense.weight",
+        "attention.out_bias": "attention.output.dense.bias",
+        "mlp_norm.scale": "layernorm_after.weight",
+        "mlp_norm.bias": "layernorm_after.bias",
+        "mlp.into": "intermediate.dense.weight",
+        "mlp.into_bias": "intermediate.dense.bias",
+        "mlp.out": "output.dense.weight",
+        "mlp.out_bias": "output.dense.bias",
+    }.items()
+}
+
+# `model_type` of a config.json -> (its settings -> (our config, side of the images), our names -> theirs).
+FORMATS = {
+    "swin": (swin_config, SWIN),
+    "swinv2": (swin_config, SWIN_V2),
+    "vit": (vit_config, VIT),
+}

@@ -1,0 +1,98 @@
+"""Parts that image models share: patches in, classes out, norms, and stochastic depth between."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers import normal
+from models.vision_config import patch_of
+
+
+class PatchEmbedding(nnx.Module):
+    """Cuts an image into patches and projects each: a convolution whose stride is its width, as one matrix product.
+
+        out[i, j] = flatten(image[i P : (i + 1) P, j P : (j + 1) P]) W + b
+
+    Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", arXiv:2010.11929, eq. 1. An image that P does not divide
+    is padded with zeros on its right and lower side. W starts at the variance that keeps the pixels' (LeCun et al.
+    1998, "Efficient BackProp", section 4.6).
+
+    Args:
+      config: reads width, channels, patch_size, dtype.
+      length: side of the training images in pixels, from which `models.vision_config.patch_of` knows P.
+      rngs: draws the parameters.
+    """
+
+    def __init__(self, config, *, length, rngs):
+        self.patch, self.dtype = patch_of(config, length), config.dtype
+        fan_in = self.patch**2 * config.channels
+        self.embedding = normal(rngs, (fan_in, config.width), fan_in**-0.5)  # row, column, channel within the patch
+        self.bias = nnx.Param(jnp.zeros(config.width))
+
+    def __call__(self, images):
+        """[B, height, width, channels] -> [B, ceil(height / P), ceil(width / P), features]."""
+        x = pad_to_multiple(images.astype(self.dtype), self.patch)
+        batch, height, width, channels = x.shape
+        rows, columns, side = height // self.patch, width // self.patch, self.patch
+        x = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3).reshape(batch, rows, columns, -1)
+        return x @ self.embedding.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+class Classifier(nnx.Module):
+    """Scores of the classes: x W + b, float32.
+
+    Args:
+      width: features of x.
+      num_classes: scores.
+      rngs: draws W; b starts as 0.
+    """
+
+    def __init__(self, width, num_classes, *, rngs):
+        self.classes = normal(rngs, (width, num_classes))
+        self.bias = nnx.Param(jnp.zeros(num_classes))
+
+    def __call__(self, x):
+        """[..., width] -> [..., num_classes]."""
+        return jnp.matmul(x, self.classes.astype(x.dtype), preferred_element_type=jnp.float32) + self.bias[...]
+
+
+def drop_path(x, rate, rng):
+    """Leaves out what a branch adds, for a whole example at a time: x / (1 - rate) with probability 1 - rate, else 0.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382; per example as Larsson et al. 2017,
+    arXiv:1605.07648, and divided while training, so that evaluation takes x as it is.
+
+    Args:
+      x: [B, ...].
+      rate: 0 <= rate < 1, a number or a traced scalar.
+      rng: the training step's typed key, or None to leave `x` as it is.
+
+    Returns:
+      As `x`.
+
+    >>> drop_path(jnp.ones((2, 3)), 0.5, None).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if rng is None or isinstance(rate, (int, float)) and rate == 0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, (len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def drop_path_rates(config, depth):
+    """The rates of `depth` blocks, rising linearly from 0 to `config.drop_path` (Huang et al. 2016, section 3.2)."""
+    return tuple(config.drop_path * i / max(depth - 1, 1) for i in range(depth))
+
+
+def pad_to_multiple(x, size):
+    """Pads rows and columns of `x [B, rows, columns, C]` with zeros behind, to multiples of `size`."""
+    (_, rows, columns, _) = x.shape
+    return jnp.pad(x, ((0, 0), (0, -rows % size), (0, -columns % size), (0, 0)))
+
+
+def check_images(images, channels):
+    """Raises ValueError in one line unless `images` are floats [B, height, width, channels]."""
+    if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
+        raise ValueError(f"images: wanted [B, height, width, {channels}], got shape {list(images.shape)}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images: wanted floats, got {images.dtype}; divide pixels by 255.0")
