@@ -64,7 +64,7 @@ def prepare(argv):
     task = TASKS[config.task]
     corpus = task.load(config.data)
     settings.fill(config, task.fields(corpus))
-    workdir = Path(values.workdir or f"runs/{Path(settings.config_path(argv, DEFAULT_CONFIG)).stem}")
+    workdir = Path(values.workdir or f"runs/{settings.run_name(settings.config_path(argv, DEFAULT_CONFIG))}")
     lock = settings.claim(workdir, config, task.describe(corpus, settings.size(config)), values.overwrite)
     return config, workdir, corpus, lock
 

@@ -29,7 +29,13 @@ import torch
 from timing import compile_all, measure, ratio
 
 import attention
-from attention.swin import relative_position_bias, shifted_window_attention
+from attention.swin import (
+    relative_position_bias,
+    window_attention,
+    window_merge,
+    window_partition,
+    window_regions,
+)
 
 T, N, H = 4096, 8, 64
 E = N * H
@@ -231,20 +237,26 @@ def matrix_first(name, parameter):
 
 
 def swin_layer(x, w, shift, num_heads):
-    def linear(x, name):
-        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+    """As in the peer, windows are cut before the projections; one product makes query, key and value."""
+
+    def linear(x, *names):
+        # Flat: with several leading axes XLA transposes the cotangent for the weight's gradient, up to 4 times as slow.
+        matrix, bias = (jnp.concatenate([w[f"{name}.{part}"] for name in names], -1) for part in ("weight", "bias"))
+        return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1) + bias
 
     def norm(x, name):
-        mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)  # as Flax has it: one pass over x
-        x = (x - mean) * jax.lax.rsqrt(square - mean * mean + 1e-5)
+        mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)
+        inverse = jax.lax.rsqrt(square - mean * mean + 1e-5)
+        x = x * inverse - mean * inverse  # this way the backward pass keeps no x - mean
         return x * w[f"layernorm_{name}.weight"] + w[f"layernorm_{name}.bias"]
 
-    hidden = norm(x, "before")
-    arrays = (linear(hidden, f"attention.{name}_proj").reshape(*x.shape[:-1], num_heads, -1) for name in "qkv")
-    table = w["attention.relative_position_bias.relative_position_bias_table"]
-    bias = relative_position_bias(table, 7)
-    attended = shifted_window_attention(*arrays, window=7, shift=shift, bias=bias).reshape(x.shape)
-    x = x + linear(attended, "attention.o_proj")
+    grid = x.shape[1:3]
+    cut = window_partition(norm(x, "before")[..., None, :], 7, shift)[..., 0, :]
+    projected = linear(cut, *(f"attention.{name}_proj" for name in "qkv"))
+    arrays = (y.reshape(*cut.shape[:-1], num_heads, -1) for y in jnp.split(projected, 3, -1))
+    bias = relative_position_bias(w["attention.relative_position_bias.relative_position_bias_table"], 7)
+    attended = window_attention(*arrays, bias=bias, regions=window_regions(grid, 7, shift)).reshape(cut.shape)
+    x = x + window_merge(linear(attended, "attention.o_proj")[..., None, :], grid, 7, shift)[..., 0, :]
     hidden = linear(norm(x, "after"), "mlp.fc1")
     hidden = 0.5 * hidden * (1 + jax.lax.erf(hidden * 0.5**0.5))  # the exact GELU; by erfc, as in jax.nn, it is slower
     return x + linear(hidden, "mlp.fc2")

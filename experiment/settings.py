@@ -122,6 +122,16 @@ def config_path(argv, default_config):
     return ([str(default_config)] + re.findall(r"^--?config=(.*)$", "\n".join(argv), re.MULTILINE))[-1]
 
 
+def run_name(path):
+    """What a run is called after its config.
+
+    >>> run_name("configs/compare_text.py"), run_name("configs/compare_vision.py:fashion-mnist")
+    ('compare_text', 'compare_vision-fashion-mnist')
+    """
+    file, _, text = str(path).partition(":")
+    return Path(file).stem + (f"-{text}" if text else "")
+
+
 def _load(path):
     """What `get_config()` of a config file returns, or for `FILE:TEXT` its `get_config("TEXT")`."""
     file, _, text = path.partition(":")

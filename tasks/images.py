@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.rollout import rollout
 from tasks import augment
 from tasks.image_files import SOURCES, Images
+from tasks.rollout import rollout
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
 MODELS = ("vit", "swin", "axial")
@@ -183,7 +183,7 @@ def pictures(model, corpus, length):
 
     Returns:
       {"images" float32 [n, length, length, channels] in 0..1, "labels" int32 [n], "answers" int32 [n], "confidence"
-      float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from `models.rollout`}.
+      float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from `tasks.rollout`}.
     """
     _, first = np.unique(corpus.validation.labels, return_index=True)
     rows = first[np.linspace(0, len(first) - 1, min(PICTURES, len(first))).round().astype(int)]

@@ -9,13 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eval as evaluation
 import train
 from configs.compare_text import get_config
 from experiment import checkpoint
 from experiment.progress import Progress
-from experiment.records import read_json, read_rows, write_json
+from experiment.records import read_arrays, read_json, read_rows, write_json
 
 TINY = [
     "--config.data.length=13",
@@ -286,6 +287,86 @@ class TestOtherTasks:
         assert evaluation.main(["eval.py", f"--workdir={tmp_path / 'run'}"]) == 0
         again = read_json(tmp_path / "run" / "evaluation_T13.json")
         assert [v["quality"] for v in again["variants"]] == [v["quality"] for v in table["variants"]]
+
+
+IMAGES = """
+from configs import compare_vision
+def get_config():
+    config = compare_vision.get_config()
+    small = {"width": 8, "depths": (1,), "num_heads": 2}
+    for label in ("axial", "swin"):
+        config.variants[label].model.update(small | {"num_heads": (2,) if label == "swin" else 2})
+    config.model.update(width=8, depth=1, num_heads=2, num_kv_heads=2, mlp_width=8)
+    config.train.update(steps=5, warmup_steps=1, batch_size=6, evaluate_every=3, evaluate_examples=4, checkpoint_every=2)
+    config.scaling.seconds = 0.0
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    """A finished comparison of image models on a folder of the user's own: its command line, folder and exit code."""
+    root = tmp_path_factory.mktemp("images")
+    (root / "small.py").write_text(IMAGES)
+    rng = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 128)):
+        (root / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(low, low + 128, (9, 7, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "data" / name / f"{i}.png")
+    line = ["train.py", f"--config={root / 'small.py'}", f"--config.data.path={root / 'data'}"]
+    line += ["--config.data.image_size=6", "--config.only=vit_axial,axial", f"--workdir={root / 'run'}"]
+    return line, root / "run", train.main(line)
+
+
+@pytest.mark.slow  # compiling three models takes a minute
+class TestImages:
+    def test_report_shows_what_each_model_looks_at_and_speed_in_images(self, pictured):
+        _, workdir, code = pictured
+        table, page = read_json(workdir / "comparison.json"), (workdir / "report.html").read_text()
+        assert code == 0 and table["unit"] == {"name": "images", "tokens": 36}
+        assert [variant["model"] for variant in table["variants"]] == ["vit", "axial"]
+        assert read_json(workdir / "config.json")["model"]["channels"] == 3
+        assert "rollout" in page and "images/s" in page and (workdir / "figures" / "attention.png").exists()
+        pictures = read_arrays(workdir / "vit_axial" / "pictures.npz")
+        np.testing.assert_allclose(pictures["maps"].sum((1, 2)), 1, rtol=1e-5)
+
+    def test_eval_repeats_the_quality_with_the_running_averages_of_the_checkpoint(self, pictured):
+        _, workdir, _ = pictured
+        assert evaluation.main(["eval.py", f"--workdir={workdir}"]) == 0
+        found, stored = (read_json(workdir / name) for name in ("evaluation_T6.json", "comparison.json"))
+        assert [v["quality"] for v in found["variants"]] == [v["quality"] for v in stored["variants"]]
+
+    def test_stopped_in_the_middle_it_goes_on_to_the_same_numbers(self, pictured, tmp_path, monkeypatch, no_report):
+        line, workdir, _ = pictured
+        line = [*line, "--config.only=axial", f"--workdir={tmp_path / 'run'}"]
+        original = checkpoint.save
+
+        def stop_after_4(folder, step, *rest):
+            original(folder, step, *rest)
+            if step == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoint, "save", stop_after_4)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(line)
+        monkeypatch.setattr(checkpoint, "save", original)
+        assert train.main(line) == 0
+        assert numbers(tmp_path / "run", "axial") == numbers(workdir, "axial")
+
+    def test_scenes_are_judged_by_their_mean_iou(self, pictured, tmp_path, no_report):
+        config = IMAGES.replace("compare_vision", "compare_segmentation").replace("config.model.update", "dict")
+        (tmp_path / "scenes.py").write_text(config.replace('("axial", "swin")', '("axial",)'))
+        flags = ["--config.only=axial", "--config.data.image_size=9", "--config.data.validation_images=7"]
+        assert (
+            train.main(["train.py", f"--config={tmp_path / 'scenes.py'}", *flags, f"--workdir={tmp_path / 'run'}"]) == 0
+        )
+        table = read_json(tmp_path / "run" / "comparison.json")
+        result = read_json(tmp_path / "run" / "axial" / "seed0" / "result.json")
+        amounts, sizes = np.array(result["amounts"]).sum(0), np.array(result["sizes"]).sum(0)
+        assert result["quality"] == pytest.approx((amounts / sizes)[sizes > 0].mean())
+        assert table["variants"][0]["quality"]["mean"] == result["quality"] and len(result["sizes"]) == 7
+        assert read_arrays(tmp_path / "run" / "axial" / "pictures.npz")["answers"].shape[1:] == (9, 9)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from attention.swin import (
     relative_position_bias,
     relative_position_index,
     shifted_window_attention,
+    window_attention,
     window_merge,
     window_partition,
     window_regions,
@@ -121,6 +122,45 @@ def test_the_pieces_make_the_whole(grid):
     got = in_pieces(*arrays)
     want = jax.jit(functools.partial(shifted_window_attention, **settings))(*arrays)
     np.testing.assert_allclose(got, want, rtol=0, atol=64 * oracle.ULP)
+
+
+@pytest.mark.parametrize("poisoned", [False, True], ids=["zero_padding", "nan_padding"])
+def test_windows_cut_before(poisoned):
+    """What windows give is what the grid gives, gradients too, whatever stands in the padding."""
+    query, key, value, d_out = grids((5, 7))
+    settings, bias = (
+        dict(window=(4, 3), shift=(1, 2)),
+        jnp.asarray(np.random.default_rng(6).standard_normal((N, 12, 12))),
+    )
+    real = np.random.default_rng(7).random((2, 5, 7)) < 0.7
+    regions = window_regions((5, 7), **settings)
+    padding = jnp.where(regions < 0, jnp.nan if poisoned else 0, 0)[..., None, None].astype(np.float32)
+
+    def in_windows(query, key, value, bias):
+        cut = [window_partition(x, **settings) + padding for x in (query, key, value)]
+        key_mask = window_partition(real[..., None, None], **settings)[..., 0, 0]
+        attended = window_attention(*cut, bias=bias, regions=regions, key_mask=key_mask, scale=0.4)
+        return window_merge(attended, (5, 7), **settings)
+
+    def on_the_grid(query, key, value, bias):
+        return shifted_window_attention(query, key, value, bias=bias, key_mask=real, scale=0.4, **settings)
+
+    d_out = np.where(real[..., None, None], d_out, 0)  # rows of masked pixels are unspecified
+    runs = [oracle.value_and_vjp(fn, (query, key, value, bias), d_out) for fn in (in_windows, on_the_grid)]
+    for got, want in zip(*map(jax.tree.leaves, runs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=64 * oracle.ULP * np.abs(want).max())
+
+
+def test_windows_by_themselves():
+    """Regions of any numbers, other ones in every window, beside the formula; without them all pixels meet."""
+    arrays = oracle.inputs(5, None, N, K, H, HV, (2, 3), 0)[:3]
+    regions = np.array([[0, 0, 0, 0, 0], [1, 0, 1, 7, 0], [3, 3, -1, 3, -1]])
+    allowed = (regions[:, :, None] == regions[:, None]) & (regions >= 0)[:, None]
+    out = jax.jit(functools.partial(window_attention, regions=regions))(*arrays)
+    np.testing.assert_allclose(out, oracle.attention(*arrays, 0.0, allowed[:, None])[0], rtol=0, atol=64 * oracle.ULP)
+    assert not np.asarray(out)[:, 2, [2, 4]].any()
+    whole = jax.jit(window_attention)(*arrays)
+    np.testing.assert_allclose(whole, oracle.attention(*arrays, 0.0, True)[0], rtol=0, atol=64 * oracle.ULP)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -364,6 +404,31 @@ def test_refusals(case):
     given = dict(query=GRID, key=GRID, value=GRID, window=3) | changed
     with pytest.raises(ValueError, match=message):
         shifted_window_attention(**given)
+
+
+WINDOWS = jnp.zeros((2, 4, 9, 6, 5))
+WINDOW_REFUSALS = {
+    "flat": (dict(query=WINDOWS[0, 0]), "query: wanted .*windows, M"),
+    "other_windows": (dict(key=jnp.zeros((2, 3, 9, 6, 5)), value=jnp.zeros((2, 3, 9, 6, 5))), "key: wanted"),
+    "bias_of_the_grid": (dict(bias=jnp.zeros((6, 36, 36))), r"bias: wanted .*\(6, 9, 9\)"),
+    "flat_regions": (dict(regions=np.zeros(36, int)), r"regions: wanted ints \[4, 9\], got .*\[36\]"),
+    "float_regions": (dict(regions=np.zeros((4, 9))), "regions: wanted ints"),
+    "mask_of_the_grid": (dict(key_mask=jnp.ones((2, 6, 6), bool)), "key_mask: wanted"),
+    "float_mask": (dict(key_mask=jnp.ones((2, 4, 9))), "key_mask: wanted bools"),
+    "no_rng": (dict(dropout_rate=0.1), "rng: wanted"),
+}
+
+
+@pytest.mark.parametrize("case", WINDOW_REFUSALS)
+def test_refusals_of_windows(case):
+    changed, message = WINDOW_REFUSALS[case]
+    with pytest.raises(ValueError, match=message):
+        window_attention(**dict(query=WINDOWS, key=WINDOWS, value=WINDOWS) | changed)
+
+
+def test_traced_regions():
+    with pytest.raises(ValueError, match="regions: wanted an array known"):
+        jax.jit(lambda regions: window_attention(WINDOWS, WINDOWS, WINDOWS, regions=regions))(np.zeros((4, 9), int))
 
 
 @pytest.mark.parametrize("name", ["causal", "mask", "query_segment_ids"])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.rollout import pooling_matrix, rollout
+from tasks.rollout import pooling_matrix, rollout
 
 
 def weights(rng, tokens, batch=2, heads=3):
