@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         task, length = TASKS[config.task], values.length or settings.size(config)
         corpus = task.load(config.data)
         if corpus.sha256 != read_json(workdir / "data.json")["sha256"]:
-            raise settings.SettingsError(f"--workdir={workdir}: the text it was trained on has changed since")
+            raise settings.SettingsError(f"--workdir={workdir}: the data it was trained on have changed since")
         variants = settings.variants(config)
         for label, runs in results.items():
             results[label] = [judge_again(run, variants[label], workdir, corpus, length) for run in runs]

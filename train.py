@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import flags
 
 from eval import evaluate, judge, scorer, trained
@@ -115,10 +116,10 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     if (folder / "result.json").exists():
         return progress.skip(budget.steps)
 
-    # Task: a fixed part of the validation examples, to look at on the way.
+    # Task: a fixed part of the validation examples, evenly spread, to look at on the way.
     examples, owners = task.validation(corpus, length)
-    stride = math.ceil(len(owners) / budget.evaluate_examples)
-    glance = {name: array[::stride] for name, array in examples.items()}, owners[::stride]
+    some = np.linspace(0, len(owners) - 1, min(budget.evaluate_examples, len(owners))).round().astype(int)
+    glance = {name: array[some] for name, array in examples.items()}, owners[some]
 
     # Model, optimiser, and the one step that changes them; the newest checkpoint that is whole.
     learner = make_learner(config, seed)
@@ -178,7 +179,10 @@ def depict(config, corpus, workdir, results, progress):
         return
     progress.phase(f"looking at {run['label']}")
     learner, weights = trained(run, config, workdir)
-    arrays = task.pictures(learner.model(weights), corpus, settings.size(config))
+    try:
+        arrays = task.pictures(learner.model(weights), corpus, settings.size(config))
+    except (ValueError, NotImplementedError, RuntimeError, MemoryError) as error:  # no reason to lose the report
+        return progress.warn(f"{run['label']}: no pictures: {' '.join(str(error).split())}")
     write_arrays(workdir / run["label"] / "pictures.npz", arrays)
 
 

@@ -32,16 +32,18 @@ from .reformer import lsh_attention, lsh_buckets, lsh_rotations
 from .rotary import apply_rotary, rotary_frequencies
 from .sparse_transformer import sparse_pattern, sparse_transformer_attention
 from .swin import (
-    cosine_queries_and_keys,
     fit_window,
-    log_spaced_coordinates,
-    relative_position_bias,
-    relative_position_index,
     shifted_window_attention,
     window_attention,
     window_merge,
     window_partition,
     window_regions,
+)
+from .swin_bias import (
+    cosine_queries_and_keys,
+    log_spaced_coordinates,
+    relative_position_bias,
+    relative_position_index,
 )
 
 __all__ = [

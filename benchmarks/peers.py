@@ -29,13 +29,7 @@ import torch
 from timing import compile_all, measure, ratio
 
 import attention
-from attention.swin import (
-    relative_position_bias,
-    window_attention,
-    window_merge,
-    window_partition,
-    window_regions,
-)
+from attention import relative_position_bias, window_attention, window_merge, window_partition, window_regions
 
 T, N, H = 4096, 8, 64
 E = N * H

@@ -14,17 +14,20 @@ from models.vision_config import preset
 SHARED = ("channels", "num_classes", "patch_size", "dropout", "drop_path", "dtype", "remat")
 
 # What `compare_vision.py:NAME` changes for a data set: larger images, more of them, so a longer budget.
+LARGER = {  # 28 or 32 pixels a side, hence 14 x 14 or 16 x 16 patches; too few epochs to learn any image by heart
+    "data.crop": 0,
+    "data.label_smoothing": 0.0,
+    "train.steps": 3000,
+    "train.evaluate_every": 500,
+    "train.evaluate_examples": 1000,
+    "train.checkpoint_every": 500,
+}
 DATA_SETS = {
     "digits": {},
-    "fashion-mnist": {  # 28 x 28 pixels, hence 14 x 14 patches; 1.6 epochs, too few to learn any image by heart
-        "data.name": "fashion-mnist",
-        "data.crop": 0,
-        "data.label_smoothing": 0.0,
-        "train.steps": 3000,
-        "train.evaluate_every": 500,
-        "train.evaluate_examples": 1000,
-        "train.checkpoint_every": 500,
-    },
+    "fashion-mnist": LARGER | {"data.name": "fashion-mnist"},
+    "mnist": LARGER | {"data.name": "mnist"},
+    "cifar-10": LARGER | {"data.name": "cifar-10", "data.flip": True},
+    "cifar-100": LARGER | {"data.name": "cifar-100", "data.flip": True},
 }
 
 
@@ -54,7 +57,7 @@ def get_config(data_set: str = "digits") -> ConfigDict:
 
     # Channels, classes and, by the size of the images, patches: as the data have. The three models have about equally
     # many parameters.
-    config.model = preset("vit", "tiny", width=48, depth=5, mlp_width=192, position="rope")
+    config.model = preset("vit", "tiny", width=48, depth=5, mlp_width=176, position="rope")
 
     config.train = ConfigDict()
     config.train.steps = 400
@@ -69,7 +72,7 @@ def get_config(data_set: str = "digits") -> ConfigDict:
     config.train.beta2 = 0.99
     config.train.clip_norm = 1.0
     config.train.evaluate_every = 50
-    config.train.evaluate_examples = 360
+    config.train.evaluate_examples = 382
     config.train.checkpoint_every = 200
     config.train.keep_checkpoints = 2
 
@@ -78,7 +81,7 @@ def get_config(data_set: str = "digits") -> ConfigDict:
     config.scaling.batch_size = 1
     config.scaling.seconds = 10.0
 
-    window = 4 if data_set == "digits" else 7  # half of the grid
+    window = 4 if data_set == "digits" else 7  # half of the grid of patches, about
     config.variants = ConfigDict(
         {
             "vit_full": _vit("full"),

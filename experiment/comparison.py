@@ -7,8 +7,7 @@ import platform
 import jax
 import numpy as np
 
-from experiment import settings
-from experiment.estimate import ratio
+from experiment import estimate, settings
 from experiment.findings import not_better_than_baseline
 from experiment.measure import spread
 from experiment.records import read_arrays, read_json, read_rows
@@ -68,13 +67,14 @@ def compare(workdir, config, metric, data, results):
       data: the task's `describe`, with the baselines of the length that was judged at.
       results: from `results`.
     """
+    pieces = TASKS[config.task].UNIT if TASKS[config.task].UNIT == "images" else "files"
     everything, configs = [result for found in results.values() for result in found], settings.variants(config)
     variants = []
     for label, found in results.items():
-        variant = _variant(label, configs[label], found)
+        variant = _variant(label, configs[label], found, pieces)
         variant["scaling"] = read_json(workdir / label / "scaling.json")
         variant["differences"] = {
-            other: gap for other in results if other != label and (gap := _difference(found, results[other]))
+            other: gap for other in results if other != label and (gap := _difference(found, results[other], pieces))
         }
         variants.append(variant)
     table = {
@@ -128,7 +128,7 @@ def unit(config):
     return {"name": task.UNIT, "tokens": 1 if task.UNIT == "tokens" else task.tokens(settings.size(config))}
 
 
-def _variant(label, config, results):
+def _variant(label, config, results, pieces):
     good = [result for result in results if result["error"] is None]
     first = (good or results)[0]
     median = lambda values: float(np.median(values)) if values else None  # noqa: E731
@@ -138,7 +138,7 @@ def _variant(label, config, results):
         "model": config.model.name,
         "attention": config.model.attention.to_dict(),
         "parameters": first["parameters"],
-        "quality": _quality(good),
+        "quality": _quality(good, pieces),
         "error": next((result["error"] for result in results if result["error"]), None),
         "train_tokens_per_second": median(
             [result["train_tokens"] / result["step_seconds"]["median"] for result in good]
@@ -151,18 +151,18 @@ def _variant(label, config, results):
     }
 
 
-def _quality(results):
+def _quality(results, pieces):
     """Mean and error bar: over seeds where there are several, else over the validation pieces."""
     values = [result["quality"] for result in results]
     if not values:
-        return {"mean": None, "stderr": None, "stderr_over": "files", "values": []}
+        return {"mean": None, "stderr": None, "stderr_over": pieces, "values": []}
     if len(values) == 1:
-        return {"mean": values[0], "stderr": results[0]["stderr"], "stderr_over": "files", "values": values}
+        return {"mean": values[0], "stderr": results[0]["stderr"], "stderr_over": pieces, "values": values}
     stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
     return {"mean": float(np.mean(values)), "stderr": stderr, "stderr_over": "seeds", "values": values}
 
 
-def _difference(results, others):
+def _difference(results, others, pieces):
     """How much more than another variant, pair by pair: far sharper than the two error bars apart.
 
     With one seed the pairs are the validation pieces, which both variants were judged on; with more, the seeds.
@@ -177,8 +177,8 @@ def _difference(results, others):
     if len(pairs) > 1:
         stderr, over = float(gaps.std(ddof=1) / len(gaps) ** 0.5), "seeds"
     else:
-        one, other = pairs[0]
-        stderr, over = ratio(np.subtract(one["amounts"], other["amounts"]), one["sizes"])[1], "files"
+        one, other = ((run["amounts"], run["sizes"]) for run in pairs[0])
+        stderr, over = estimate.difference(one, other)[1], pieces
     return {"mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
 
 

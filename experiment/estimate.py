@@ -26,12 +26,40 @@ def ratio(amounts, sizes):
     >>> ratio([10.0, 65.0], [10, 20])[0]
     2.5
     """
-    pieces = len(amounts)
-    amounts, sizes = (np.asarray(x, np.float64).reshape(pieces, -1) for x in (amounts, sizes))
+    mean, pulls = _pulls(amounts, sizes)
+    return mean, _standard_error(pulls)
+
+
+def difference(one, other):
+    """How much larger one ratio is than another on the same pieces, and the standard error of that.
+
+    Pieces pull on both ratios, mostly the same way, so this is far sharper than the two errors apart. The sizes need
+    not be the same: unions depend on the answers.
+
+    Args:
+      one: (amounts, sizes), as `ratio` takes them.
+      other: likewise.
+
+    Returns:
+      (difference, standard error or None), as `ratio`.
+
+    >>> difference(([1.0, 4.0], [2, 4]), ([1.0, 3.0], [2, 4]))[0]
+    0.16666666666666674
+    """
+    (mean, pulls), (other_mean, other_pulls) = _pulls(*one), _pulls(*other)
+    return mean - other_mean, _standard_error(pulls - other_pulls)
+
+
+def _pulls(amounts, sizes):
+    """The mean of the columns' ratios, and what each piece adds to it, [pieces]."""
+    amounts, sizes = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (amounts, sizes))
     asked = sizes.any(0)
     amounts, sizes = amounts[:, asked], sizes[:, asked]
     ratios = amounts.sum(0) / sizes.sum(0)
-    if pieces == 1:
-        return float(ratios.mean()), None
-    pulls = ((amounts - ratios * sizes) / sizes.sum(0)).mean(1)
-    return float(ratios.mean()), float(np.sqrt(np.square(pulls).sum() * pieces / (pieces - 1)))
+    return float(ratios.mean()), ((amounts - ratios * sizes) / sizes.sum(0)).mean(1)
+
+
+def _standard_error(pulls):
+    if len(pulls) == 1:
+        return None
+    return float(np.sqrt(np.square(pulls).sum() * len(pulls) / (len(pulls) - 1)))

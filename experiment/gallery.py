@@ -8,6 +8,7 @@ import base64
 import io
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 
 import numpy as np
 
@@ -45,13 +46,15 @@ class Gallery:
       kind: "attention" or "segmentation".
       rows: (name, index of the variant or None for the data themselves, cells).
       legend: (name, colour) of each class of a segmentation.
-      reach: on an attention map, how many times an even share the brightest colour stands for.
+      reach: on an attention map, how many times an even share the brightest colour stands for; None = there is no map.
+      note: why some rows have no map, or empty.
     """
 
     kind: str
     rows: list[tuple[str, int | None, list[Cell]]]
     legend: list[tuple[str, str]]
-    reach: float = 1.0
+    reach: float | None = None
+    note: str = ""
 
 
 def gallery(comparison: dict, pictures: dict) -> Gallery | None:
@@ -61,17 +64,18 @@ def gallery(comparison: dict, pictures: dict) -> Gallery | None:
       comparison: the comparison, for the order of variants and `comparison["data"]["classes"]`, their names if known.
       pictures: `pictures[label]`, arrays of one model: "images" [n, height, width, 1 or 3] in 0..1 and either "labels",
         "answers", "confidence" [n] and "maps" [n, rows, columns], each of which sums to 1, or "labels" and "answers"
-        [n, height, width]. The images and labels are the same for all.
+        [n, height, width]. The images and labels are the same for all. "maps" is left out where a model's attention
+        weights are no shares; its row shows plain images.
 
     Returns:
       The Gallery, or None where no variant has pictures.
     """
     shown = [(i, v["name"], pictures[v["name"]]) for i, v in enumerate(comparison["variants"]) if v["name"] in pictures]
-    mapped = [item for item in shown if "maps" in item[2]]
+    classified = [item for item in shown if "confidence" in item[2]]
     if not shown:
         return None
     classes = (comparison.get("data") or {}).get("classes") or []
-    return _attention(mapped, classes) if mapped else _segmentation(shown, classes)
+    return _attention(classified, classes) if classified else _segmentation(shown, classes)
 
 
 def heat(image: np.ndarray, attention: np.ndarray, reach: float) -> np.ndarray:
@@ -128,7 +132,9 @@ def to_html(pictures: Gallery, swatch) -> str:
         for name, i, cells in pictures.rows
     )
     table = f'<div class="table gallery" tabindex="0" role="region" aria-label="Pictures"><table>{rows}</table></div>'
-    return table + (_scale_html(pictures.reach) if pictures.kind == "attention" else _legend_html(pictures.legend))
+    scale = _scale_html(pictures.reach) if pictures.reach else ""
+    legend = _legend_html(pictures.legend) if pictures.legend else ""
+    return table + scale + legend + (f'<p class="key">{escape(pictures.note)}</p>' if pictures.note else "")
 
 
 @styled
@@ -150,10 +156,14 @@ def to_figure(pictures: Gallery):
             )
     axes.set(xlim=(-1.9, 1.08 * columns), ylim=(0.2 - 1.25 * count, 0.2), aspect="equal")
     axes.set_axis_off()
-    if pictures.kind == "segmentation":
+    if pictures.legend:
         _draw_legend(figure, pictures.legend)
-    else:
+    if pictures.reach:
         _draw_scale(figure, pictures.reach)
+    if pictures.note:
+        figure.supxlabel(
+            fill(pictures.note, int(18 * figure.get_figwidth())), fontsize=7, color=MUTED
+        )  # letters an inch
     return figure
 
 
@@ -161,22 +171,39 @@ def _attention(shown, classes):
     """The gallery of classified images: each image itself, then each model's heat map over it and its answer."""
     images, labels = shown[0][2]["images"], shown[0][2]["labels"]
     truth = [_name(classes, label) for label in labels]
-    reach = reach_of([arrays["maps"] for _, _, arrays in shown])
+    maps = [arrays["maps"] for _, _, arrays in shown if "maps" in arrays]
+    reach = reach_of(maps) if maps else None
     rows = [
         ("image", None, [_data_cell(x, name, f"image of class {name}") for x, name in zip(images, truth, strict=True)])
     ]
     for i, label, arrays in shown:
-        cells = []
+        cells, no_maps = [], [None] * len(images)
         for image, name, answer, sure, attention, wanted in zip(
-            images, truth, arrays["answers"], arrays["confidence"], arrays["maps"], labels, strict=True
+            images, truth, arrays["answers"], arrays["confidence"], arrays.get("maps", no_maps), labels, strict=True
         ):
-            peak, where = attention.max() * attention.size, _where(attention)
-            told = _name(classes, answer)
-            alt = f"{label} on the {name}: most attention {where}, up to {peak:.1f} times an even share"
-            pixels = _thin(heat(image, attention, reach))
-            cells.append(Cell(pixels, f"{told}\n{sure:.0%}", alt, bool(answer == wanted)))
+            text = f"{_name(classes, answer)}\n{sure:.0%}"
+            pixels, alt = _looked_at(image, attention, reach)
+            cells.append(Cell(pixels, text, f"{label} on the {name}: {alt}", bool(answer == wanted)))
         rows.append((label, i, cells))
-    return Gallery("attention", rows, [], reach)
+    return Gallery("attention", rows, [], reach, _why([label for _, label, arrays in shown if "maps" not in arrays]))
+
+
+def _looked_at(image, attention, reach):
+    """The image under its heat map, and the map in words; or the image alone."""
+    if attention is None:
+        return _thin(_colored(image)), "no map, its attention weights are no shares"
+    peak = attention.max() * attention.size
+    words = f"most attention {_where(attention)}, up to {peak:.1f} times an even share"
+    return _thin(heat(image, attention, reach)), words
+
+
+def _why(without) -> str:
+    if not without:
+        return ""
+    return (
+        f"No heat for {', '.join(without)}: in some layer the weights of a query are below 0 or do not sum to 1. They "
+        "are no shares, and rollout has nothing to follow."
+    )
 
 
 def _segmentation(shown, classes):
@@ -205,7 +232,7 @@ def _segmentation(shown, classes):
 
 
 def _data_cell(image, text, alt):
-    return Cell(_thin(_bytes(np.broadcast_to(image, (*image.shape[:2], 3)))), text, alt)
+    return Cell(_thin(_colored(image)), text, alt)
 
 
 def _name(classes, index) -> str:
@@ -222,6 +249,10 @@ def _class_colors(count) -> list[str]:
 
     more = count - len(CLASS_COLORS)
     return [*CLASS_COLORS[:count], *(colors.to_hex(colormaps["turbo"]((i + 0.5) / more)) for i in range(more))]
+
+
+def _colored(image):
+    return _bytes(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 def _bytes(pixels):

@@ -4,22 +4,23 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-# Matrices that Muon turns into orthogonal updates, by the parameter's name and number of axes: (axes summed over, axes
-# produced). `blocks` stack the layers on axis 0, a batch axis. Every other parameter is left to AdamW.
+# Matrices that Muon turns into orthogonal updates, by the parameter's name and number of axes in its layer: (axes
+# summed over, axes produced). Every other parameter is left to AdamW.
 MATRICES = {
-    ("query", 4): MuonDimensionNumbers(1, (2, 3)),  # [depth, width, N, H]
-    ("key", 4): MuonDimensionNumbers(1, (2, 3)),
-    ("value", 4): MuonDimensionNumbers(1, (2, 3)),
-    ("global_query", 4): MuonDimensionNumbers(1, (2, 3)),
-    ("global_key", 4): MuonDimensionNumbers(1, (2, 3)),
-    ("global_value", 4): MuonDimensionNumbers(1, (2, 3)),
-    ("out", 4): MuonDimensionNumbers((1, 2), 3),  # [depth, N, H, width]
-    ("into", 3): MuonDimensionNumbers(1, 2),  # [depth, width, mlp_width]
-    ("out", 3): MuonDimensionNumbers(1, 2),
-    ("reduction", 2): MuonDimensionNumbers(0, 1),  # [4 width, 2 width], between the stages of a Swin
+    ("query", 3): (0, (1, 2)),  # [width, N, H]
+    ("key", 3): (0, (1, 2)),
+    ("value", 3): (0, (1, 2)),
+    ("global_query", 3): (0, (1, 2)),
+    ("global_key", 3): (0, (1, 2)),
+    ("global_value", 3): (0, (1, 2)),
+    ("out", 3): ((0, 1), 2),  # [N, H, width]
+    ("into", 2): (0, 1),  # [width, mlp_width]
+    ("out", 2): (0, 1),
+    ("reduction", 2): (0, 1),  # [4 width, 2 width], between the stages of a Swin
+    ("shortcut", 2): (0, 1),  # around a block of an Axial-ResNet that changes the width
 }
 # Ends of the names of parameters that do not decay, however many axes they have.
-ADDED = ("bias", "query_table", "key_table", "value_table", "position_into", "position_out")
+ADDED = ("bias", "query_table", "key_table", "value_table", "position_into", "position_out", "positions", "registers")
 
 
 def make(config):
@@ -84,7 +85,15 @@ def is_matrix(params):
 
 
 def _dimension_numbers(params):
-    return jax.tree_util.tree_map_with_path(lambda path, x: MATRICES.get((_names(path)[-1], x.ndim)), params)
+    return jax.tree_util.tree_map_with_path(_matrix, params)
+
+
+def _matrix(path, x):
+    """The `MuonDimensionNumbers` of a parameter, None for AdamW; `blocks` stack layers on a first axis."""
+    names = _names(path)
+    stacked = int("blocks" in names)
+    axes = MATRICES.get((names[-1], x.ndim - stacked))
+    return axes and MuonDimensionNumbers(*jax.tree.map(lambda axis: axis + stacked, axes))
 
 
 def _names(path):

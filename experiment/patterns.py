@@ -165,13 +165,15 @@ def _middle(side: int) -> tuple[int, int]:
 
 def _shifted_windows(settings, model, side):
     """Swin: windows, shifted by half a window in every other layer; a grid no larger than a window has only one."""
-    window = min(settings["window"], side)
+    from attention.swin import fit_window
+
+    window, shift = fit_window((side, side), settings["window"], settings["window"] // 2)
     plain = _window_of_query(side, window, 0)
-    if side <= window:
+    if window == side:
         return [("", plain, ": the window is the grid")]
     if not settings["shift"]:
         return [("", plain, ", in every layer")]
-    shifted = _window_of_query(side, window, window // 2)
+    shifted = _window_of_query(side, window, shift)
     return [("", plain, ", in layers 1, 3, …"), (", shifted", shifted, ", in layers 2, 4, …")]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from attention.swin import fit_window
 from experiment import measure
 from models.axial_layer import AxialLayer
 from models.layers import Attention, Grid
@@ -18,7 +19,7 @@ def scaling(model, settings):
 
     Args:
       model: `config.model` of the variant. Of an Axial-ResNet it is the layer along the height and the one along the
-        width, of the first stage; of a Swin the first stage's too, windows shifted.
+        width, of the first stage, with running averages in their norms; of a Swin the first stage's, windows shifted.
       settings: `config.scaling`: `lengths`, for images squares of the grid's side, `batch_size`, and `seconds` after
         which longer lengths are left out.
 
@@ -68,8 +69,8 @@ def _alone(model, length):
     """One attention layer of a model: (the layer, how it is applied, the shape of an input with `length` tokens)."""
     side, rngs = math.isqrt(length), nnx.Rngs(0)
     if model.name == "swin":
-        window = min(model.attention.window, side)
-        shift = window // 2 if model.attention.shift and window < side else 0
+        shift = model.attention.window // 2 if model.attention.shift else 0
+        window, shift = fit_window((side, side), model.attention.window, shift)
         layer = WindowAttention(model, model.width, model.num_heads[0], window=window, rngs=rngs)
         return layer, lambda layer, x: layer(x, window, shift, None), (side, side, model.width)
     if model.name == "axial":

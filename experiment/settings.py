@@ -161,17 +161,29 @@ def _check_fields(argv, config):
 
 
 def _check_effect(argv, config):
-    """Refuses a flag for a field that every variant sets itself: it would be accepted and change nothing."""
-    changes = [_flatten(change.to_dict()) for change in config.variants.values()]
+    """Refuses a flag for a field that variants set themselves: it would change none of them, or only some."""
+    changes = {label: _flatten(change.to_dict()) for label, change in config.variants.items()}
     for field in _flagged(argv):
         part = field.split(".")
         name = f"model.{part[1]}.name" if part[0] == "model" and len(part) > 1 and part[1] in ATTENTIONS else field
-        if changes and all(name in change for change in changes):
-            label = next(iter(config.variants))
+        own = [label for label, change in changes.items() if name in change or not _has(config, change, part)]
+        if changes and len(own) == len(changes):
             raise SettingsError(
-                f"--config.{field}: every variant sets its own; change config.variants.{label}.{field}, or drop the "
+                f"--config.{field}: every variant sets its own; change config.variants.{own[0]}.{field}, or drop the "
                 "variants with --config.variants={}"
             )
+        wanted = [label.strip() for label in config.only.split(",") if label.strip()] or list(changes)
+        if left := [label for label in own if label in wanted]:
+            raise SettingsError(
+                f"--config.{field}: would not reach {', '.join(left)}, which differ in it; choose others with "
+                f"--config.only, or change config.variants.{left[0]}.{field} and those of the rest"
+            )
+
+
+def _has(config, change, part):
+    """Whether the model of a variant with these changes has the field at all."""
+    name = change.get("model.name", config.model.get("name"))
+    return part[0] != "model" or len(part) < 2 or name not in FIELDS or part[1] in FIELDS[name]
 
 
 def _flagged(argv):
@@ -197,7 +209,7 @@ def check(config):
         with _naming(f"variant {label}"):
             _check_rules(variant)
             _check_task(variant)
-            check_model(variant.model, size(config) or 1)  # 0: known once the data are read, when all is checked again
+            check_model(variant.model, size(config) or 1024)  # 0: known once data are read, when all is checked again
             _check_vocabulary(variant)
 
 
@@ -219,9 +231,10 @@ def fill(config, fields):
     for field, value in fields.items():
         part, name = field.split(".")
         for label, variant in variants(config).items():
-            if variant[part][name] not in (0, value):
+            if name in variant[part] and variant[part][name] not in (0, value):
+                free = ", or 0" if isinstance(value, int) else ""
                 raise SettingsError(
-                    f"variant {label}: {field}={variant[part][name]}: the data want {value}; write {value}, or 0"
+                    f"variant {label}: {field}={variant[part][name]}: the data want {value}; write {value}{free}"
                 )
         for tree in (config, *config.variants.values()):
             if name in tree.get(part, {}):

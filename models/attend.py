@@ -25,7 +25,7 @@ from attention.masks import Blocks, Causal, Full, Global, Window
 from attention.performer import performer_attention, performer_projection
 from attention.reformer import lsh_attention
 from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
-from attention.swin import shifted_window_attention
+from attention.swin import fit_window, shifted_window_attention
 
 FEATURE_MAPS = {
     "elu_plus_one": elu_plus_one,
@@ -257,8 +257,7 @@ def axial(query, key, value, *, settings, causal, grid, key_mask=None, dropout_r
 
 
 def grid_window(query, key, value, *, settings, causal, grid, key_mask=None, **tail):
-    # A window beyond the grid would only add padding.
-    window = tuple(min(settings["window"], side) for side in grid)
+    window, _ = fit_window(grid, settings["window"])
     mask = None if key_mask is None else key_mask.reshape(-1, *grid)
     heads = (_on(grid, x) for x in (query, key, value))
     attended = shifted_window_attention(*heads, window=window, key_mask=mask, **_one_rng(tail))

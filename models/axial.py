@@ -10,9 +10,10 @@ from ml_collections import FrozenConfigDict
 
 from attention.checks import split_rng
 from models.axial_layer import AxialLayer, batch_norm, normed
+from models.block import drop_path, drop_path_rates
 from models.dense_head import DenseHead
-from models.layers import dropout, normal
-from models.vision import Classifier, PatchEmbedding, check_images, drop_path, drop_path_rates
+from models.layers import dropout, normal, product
+from models.vision import Classifier, PatchEmbedding, check_images
 from models.vision_config import check, check_filled
 
 
@@ -57,6 +58,8 @@ class AxialResNet(nnx.Module):
     [(2, 8, 8, 16), (2, 8, 8, 64), (2, 4, 4, 128)]
     """
 
+    maps_per_residual = 2  # a block's shortcut leads around both of its layers, see `tasks.rollout`
+
     def __init__(self, config, *, length, rngs):
         check(config, length)
         check_filled(config)
@@ -72,7 +75,7 @@ class AxialResNet(nnx.Module):
             widths.append(width)
         self.stages = nnx.List(stages)
         if config.head == "pixels":
-            self.head = DenseHead(widths, config.num_classes, config.head_width, dtype=config.dtype, rngs=rngs)
+            self.head = DenseHead(widths, config, rngs=rngs)
         else:
             self.head = Classifier(width, config.num_classes, rngs=rngs)
 
@@ -271,16 +274,16 @@ class Block(nnx.Module):
         """
         training = rng is not None
         dropout_rng, path_rng = split_rng(rng, 2)
-        y = jax.nn.relu(normed(self.into_norm, x @ self.into.astype(x.dtype), training))
+        y = jax.nn.relu(normed(self.into_norm, product(x, self.into), training))
         y, down = self.height(y.swapaxes(1, 2), training)
         y, along = self.width(y.swapaxes(1, 2), training)
         y = jax.nn.relu(average_pool(y, self.stride))
-        y = normed(self.out_norm, y @ self.out.astype(x.dtype), training)
+        y = normed(self.out_norm, product(y, self.out), training)
         y = dropout(y, self.config.dropout, dropout_rng)
         if self.config.drop_path:
             y = drop_path(y, rate, path_rng)
         if self.shortcuts:
-            x = x[:, :: self.stride, :: self.stride] @ self.shortcut.astype(x.dtype)
+            x = product(x[:, :: self.stride, :: self.stride], self.shortcut)
             x = normed(self.shortcut_norm, x, training)
         return jax.nn.relu(x + y), (down, along)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention.axial import position_sensitive_scores, position_sensitive_values
-from models.layers import normal
+from models.layers import normal, product
 
 
 class AxialLayer(nnx.Module):
@@ -68,10 +68,9 @@ class AxialLayer(nnx.Module):
 
     def _heads(self, name, x, training):
         """`x [..., T, width]` projected and normalised, [..., T, N, H]."""
-        weight = getattr(self, name)
-        width, *heads = weight.shape
-        projected = x @ weight.astype(x.dtype).reshape(width, -1)
-        return normed(getattr(self, f"{name}_norm"), projected, training).reshape(*x.shape[:-1], *heads)
+        heads = product(x, getattr(self, name))
+        flat = heads.reshape(*x.shape[:-1], -1)
+        return normed(getattr(self, f"{name}_norm"), flat, training).reshape(heads.shape)
 
     def _table(self, name, length):
         """The vectors for distances in a line of `length`, 0 beyond `reach`; None without."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from attention.checks import split_rng
@@ -107,3 +109,31 @@ class Context(NamedTuple):
     memory: Any = None
     memory_mask: Any = None
     grid: Any = None
+
+
+def drop_path(x, rate, rng):
+    """Leaves out what a branch adds, for a whole example at a time: x / (1 - rate) with probability 1 - rate, else 0.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382; per example as Larsson et al. 2017,
+    arXiv:1605.07648, and divided while training, so that evaluation takes x as it is.
+
+    Args:
+      x: [B, ...].
+      rate: 0 <= rate < 1, a number or a traced scalar.
+      rng: the training step's typed key, or None to leave `x` as it is.
+
+    Returns:
+      As `x`.
+
+    >>> drop_path(jnp.ones((2, 3)), 0.5, None).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    if rng is None or isinstance(rate, (int, float)) and rate == 0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, (len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def drop_path_rates(config, depth):
+    """The rates of `depth` blocks, rising linearly from 0 to `config.drop_path` (Huang et al. 2016, section 3.2)."""
+    return tuple(config.drop_path * i / max(depth - 1, 1) for i in range(depth))

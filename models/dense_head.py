@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import gelu, normal
+from models.layers import gelu, layer_norm, normal
 
 
 class DenseHead(nnx.Module):
@@ -21,20 +21,17 @@ class DenseHead(nnx.Module):
 
     Args:
       widths: channels of each feature map, in the order of the call.
-      num_classes: classes of a pixel.
-      head_width: channels between the maps and the classes.
-      dtype: of the activations; the logits are float32.
+      config: reads num_classes, head_width (channels between the maps and the classes), norm_epsilon and dtype, that
+        of the activations; the logits are float32.
       rngs: draws the parameters.
     """
 
-    def __init__(self, widths, num_classes, head_width, *, dtype, rngs):
-        self.dtype = dtype
-        self.projections = nnx.List(
-            [nnx.Linear(width, head_width, dtype=dtype, rngs=rngs) for width in widths],
-        )
-        self.norm = nnx.LayerNorm(head_width, dtype=dtype, use_fast_variance=False, rngs=rngs)
-        self.classes = normal(rngs, (head_width, num_classes))
-        self.classes_bias = nnx.Param(jnp.zeros(num_classes))
+    def __init__(self, widths, config, *, rngs):
+        self.dtype, head_width = config.dtype, config.head_width
+        self.projections = nnx.List([nnx.Linear(width, head_width, dtype=self.dtype, rngs=rngs) for width in widths])
+        self.norm = layer_norm(head_width, config, rngs)
+        self.classes = normal(rngs, (head_width, config.num_classes))
+        self.classes_bias = nnx.Param(jnp.zeros(config.num_classes))
 
     def __call__(self, features, shape):
         """Logits of every pixel.

@@ -57,6 +57,15 @@ def dropout(x, rate, rng):
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def product(x, w):
+    """`x [..., d]` times `w [d, ...]`, in the dtype of `x`.
+
+    Flat: XLA on a CPU takes up to four times as long for the gradient of w where x has several leading axes.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ w.reshape(w.shape[0], -1).astype(x.dtype)
+    return flat.reshape(*x.shape[:-1], *w.shape[1:])
+
+
 @jax.tree_util.register_static
 class Grid(NamedTuple):
     """The rows and columns that the T = rows x columns tokens of an image stand in, one row after the other.
@@ -361,3 +370,23 @@ def rms_normalized(x):
     """x / sqrt(mean(x^2) + 1e-6) over the last axis, in float32; zeros stay zeros."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def sinusoids(positions, width):
+    """Fixed position vectors (Vaswani et al. 2017, arXiv:1706.03762, section 3.5), all sines before all cosines.
+
+        angle_i = position * 10000^(-2 i / width),   i < width / 2
+
+    Args:
+      positions: [...] int.
+      width: even.
+
+    Returns:
+      [..., width] float32.
+
+    >>> sinusoids(jnp.arange(3), 4).shape
+    (3, 4)
+    """
+    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions[..., None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

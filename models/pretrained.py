@@ -8,10 +8,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 from safetensors import safe_open
 
 from models import MODELS
+from models.vision_config import preset
 
 
 def load(folder):
@@ -114,61 +114,49 @@ def swin_config(settings):
     supported(settings, "use_absolute_embeddings", False)
     if any(settings.get("pretrained_window_sizes", ())):
         raise ValueError("config.json: pretrained_window_sizes other than 0 are not supported")
-    config = {
-        "name": "swin",
-        "version": version,
-        "channels": settings["num_channels"],
-        "num_classes": len(settings.get("id2label", "01")),  # transformers leaves out its default, two classes
-        "patch_size": settings["patch_size"],
-        "width": settings["embed_dim"],
-        "depths": tuple(settings["depths"]),
-        "num_heads": tuple(settings["num_heads"]),
-        "mlp_ratio": float(settings["mlp_ratio"]),
-        "dropout": settings["hidden_dropout_prob"],
-        "attention_dropout": settings["attention_probs_dropout_prob"],
-        "drop_path": settings["drop_path_rate"],
-        "norm_epsilon": settings["layer_norm_eps"],
-        "attention": {"name": "shifted_window", "window": settings["window_size"], "shift": 1, "relative_bias": 1},
-        "head": "classes",
-        "head_width": 0,
-        "dtype": "float32",
-        "remat": False,
-    }
-    return ConfigDict(config), settings["image_size"]
+    config = preset(
+        "swin",
+        "T",  # every field in which sizes differ has their number
+        **_shared(settings),
+        version=version,
+        width=settings["embed_dim"],
+        depths=tuple(settings["depths"]),
+        num_heads=tuple(settings["num_heads"]),
+        mlp_ratio=float(settings["mlp_ratio"]),
+        drop_path=settings["drop_path_rate"],
+    )
+    config.attention.window = settings["window_size"]
+    return config, settings["image_size"]
 
 
 def vit_config(settings):
     """Our config of a ViT, and the side of its images; `settings` are theirs."""
     supported(settings, "qkv_bias", True)
     activations = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-    config = {
-        "name": "vit",
+    config = preset(
+        "vit",
+        "B",  # every field in which sizes differ has their number
+        **_shared(settings),
+        width=settings["hidden_size"],
+        depth=settings["num_hidden_layers"],
+        num_heads=settings["num_attention_heads"],
+        num_kv_heads=settings["num_attention_heads"],
+        mlp_width=settings["intermediate_size"],
+        activation=activations[supported(settings, "hidden_act", *activations)],
+    )
+    return config, settings["image_size"]
+
+
+def _shared(settings):
+    """Our fields that both kinds of model have under the same names of theirs."""
+    return {
         "channels": settings["num_channels"],
-        "num_classes": len(settings.get("id2label", "01")),
+        "num_classes": len(settings.get("id2label", "01")),  # transformers leaves out its default, two classes
         "patch_size": settings["patch_size"],
-        "width": settings["hidden_size"],
-        "depth": settings["num_hidden_layers"],
-        "num_heads": settings["num_attention_heads"],
-        "num_kv_heads": settings["num_attention_heads"],
-        "mlp_width": settings["intermediate_size"],
-        "mlp_chunks": 1,
-        "norm": "layer",
-        "norm_epsilon": settings["layer_norm_eps"],
-        "use_bias": True,
-        "activation": activations[supported(settings, "hidden_act", *activations)],
-        "pool": "cls",
-        "registers": 0,
-        "position": "learned",
-        "rope_base": 100.0,
         "dropout": settings["hidden_dropout_prob"],
         "attention_dropout": settings["attention_probs_dropout_prob"],
-        "drop_path": 0.0,
-        "attention": {"name": "full"},
-        "scan_layers": True,
-        "dtype": "float32",
-        "remat": False,
+        "norm_epsilon": settings["layer_norm_eps"],
     }
-    return ConfigDict(config), settings["image_size"]
 
 
 # Tensors that follow from the config; older files hold them.

@@ -9,11 +9,10 @@ from jax import lax
 
 from attention import alibi_slopes, apply_rotary, biases, rotary_frequencies
 from attention.checks import split_rng
-from models.block import Block, Context
+from models.block import Block, Context, drop_path, drop_path_rates
 from models.config import rope_settings
 from models.layers import learned_arrays, norm_of, normal, one_for_all
 from models.reversible import reversible
-from models.vision import drop_path, drop_path_rates
 
 
 class Stack(nnx.Module):
@@ -30,7 +29,7 @@ class Stack(nnx.Module):
     ordinary stack; the streams are float32 whatever `dtype` is, as their inputs are won back by subtraction.
 
     Stochastic depth, where the config has `drop_path`: what a branch adds is left out with a probability that rises
-    linearly over the layers (`models.vision.drop_path`).
+    linearly over the layers (`models.block.drop_path`).
 
     Args:
       config: the config of a decoder or an encoder; see `models.config.decoder_of`.

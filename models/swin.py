@@ -9,16 +9,11 @@ from jax import lax
 from ml_collections import FrozenConfigDict
 
 from attention.checks import split_rng
+from attention.swin import fit_window
+from models.block import drop_path, drop_path_rates
 from models.dense_head import DenseHead
-from models.layers import dropout, gelu, layer_norm, normal
-from models.vision import (
-    Classifier,
-    PatchEmbedding,
-    check_images,
-    drop_path,
-    drop_path_rates,
-    pad_to_multiple,
-)
+from models.layers import dropout, gelu, layer_norm, normal, product
+from models.vision import Classifier, PatchEmbedding, check_images, pad_to_multiple
 from models.vision_config import check, check_filled, patch_of
 from models.window_attention import WindowAttention
 
@@ -64,7 +59,7 @@ class Swin(nnx.Module):
         self.stages = nnx.List([Stage(config, s, grid=grid, rngs=rngs) for s, grid in enumerate(grids)])
         self.merges = nnx.List([PatchMerging(width, config, rngs=rngs) for width in widths[:-1]])
         if config.head == "pixels":
-            self.head = DenseHead(widths, config.num_classes, config.head_width, dtype=config.dtype, rngs=rngs)
+            self.head = DenseHead(widths, config, rngs=rngs)
         else:
             self.norm = layer_norm(widths[-1], config, rngs)
             self.head = Classifier(widths[-1], config.num_classes, rngs=rngs)
@@ -131,7 +126,7 @@ class Stage(nnx.Module):
     def __init__(self, config, index, *, grid, rngs):
         self.config = config
         depth, before = config.depths[index], sum(config.depths[:index])
-        self.window = min(config.attention.window, grid)
+        self.window, _ = fit_window((grid, grid), config.attention.window)
         self.rates = drop_path_rates(config, sum(config.depths))[before : before + depth]
         block = functools.partial(Block, config, config.width * 2**index, config.num_heads[index], window=self.window)
         self.blocks = jax.vmap(lambda rng: block(rngs=nnx.Rngs(params=rng)))(jax.random.split(rngs.params(), depth))
@@ -161,10 +156,8 @@ class Stage(nnx.Module):
 
     def window_and_shift(self, i, x):
         """What block i uses on `x [B, rows, columns, width]`: windows no larger than the grid, then unmoved."""
-        smallest = min(x.shape[1:3])
-        if smallest <= self.window:
-            return smallest, 0
-        return self.window, self.window // 2 if i % 2 and self.config.attention.shift else 0
+        shift = self.window // 2 if i % 2 and self.config.attention.shift else 0
+        return fit_window(x.shape[1:3], self.window, shift)
 
     def block(self, i):
         """Block i, out of the stack."""
@@ -198,7 +191,7 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config, width, num_heads, *, window, rngs):
-        self.after, self.rate = config.version == 2, config.dropout
+        self.config, self.after = config, config.version == 2
         scale = 0.0 if self.after else 1.0
         self.attention_norm = layer_norm(width, config, rngs, scale=scale)
         self.attention = WindowAttention(config, width, num_heads, window=window, rngs=rngs)
@@ -216,9 +209,12 @@ class Block(nnx.Module):
           shift: by how much the windows are moved.
         """
         attention_rng, dropout_rng, path_rng, mlp_dropout_rng, mlp_path_rng = split_rng(rng, 5)
-        added = dropout(self.attention(self.before(x), window, shift, attention_rng), self.rate, dropout_rng)
+        if not self.config.drop_path:  # known now, where `rate` is traced and would be drawn for
+            rate = 0.0
+        added = self.attention(self.before(x), window, shift, attention_rng)
+        added = dropout(added, self.config.dropout, dropout_rng)
         x = x + drop_path(self.attention_norm(added) if self.after else added, rate, path_rng)
-        added = dropout(self.mlp(x if self.after else self.mlp_norm(x)), self.rate, mlp_dropout_rng)
+        added = dropout(self.mlp(x if self.after else self.mlp_norm(x)), self.config.dropout, mlp_dropout_rng)
         return x + drop_path(self.mlp_norm(added) if self.after else added, rate, mlp_path_rng)
 
     def before(self, x):
@@ -240,10 +236,8 @@ class MLP(nnx.Module):
         self.out, self.out_bias = normal(rngs, (hidden, width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x):
-        into, into_bias, out, out_bias = (
-            w.astype(x.dtype) for w in (self.into, self.into_bias, self.out, self.out_bias)
-        )
-        return gelu(x @ into + into_bias) @ out + out_bias
+        hidden = gelu(product(x, self.into) + self.into_bias.astype(x.dtype))
+        return product(hidden, self.out) + self.out_bias.astype(x.dtype)
 
 
 class PatchMerging(nnx.Module):
@@ -270,5 +264,4 @@ class PatchMerging(nnx.Module):
         x = pad_to_multiple(x, 2)
         squares = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         x = jnp.concatenate(squares, -1)
-        reduction = self.reduction.astype(x.dtype)
-        return self.norm(x @ reduction) if self.after else self.norm(x) @ reduction
+        return self.norm(product(x, self.reduction)) if self.after else product(self.norm(x), self.reduction)

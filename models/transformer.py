@@ -7,7 +7,7 @@ from ml_collections import FrozenConfigDict
 
 from attention.checks import split_rng
 from models.config import check, decoder_of, encoder_of, rope_settings
-from models.layers import dropout, normal
+from models.layers import dropout, normal, sinusoids
 from models.stack import Stack
 
 
@@ -302,23 +302,3 @@ def _check_like(tokens, name="tokens", **arrays):
         if array is not None and array.shape != tokens.shape:
             wanted = list(tokens.shape)
             raise ValueError(f"{argument}: wanted the shape of {name} {wanted}, got {list(array.shape)}")
-
-
-def sinusoids(positions, width):
-    """Fixed position vectors (Vaswani et al. 2017, arXiv:1706.03762, section 3.5), all sines before all cosines.
-
-        angle_i = position * 10000^(-2 i / width),   i < width / 2
-
-    Args:
-      positions: [...] int.
-      width: even.
-
-    Returns:
-      [..., width] float32.
-
-    >>> sinusoids(jnp.arange(3), 4).shape
-    (3, 4)
-    """
-    frequencies = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = positions[..., None] * frequencies
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

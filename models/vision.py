@@ -1,10 +1,9 @@
-"""Parts that image models share: patches in, classes out, norms, and stochastic depth between."""
+"""Parts that image models share: patches in, classes out, and what they say of images of another kind."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import normal
+from models.layers import normal, product
 from models.vision_config import patch_of
 
 
@@ -35,7 +34,7 @@ class PatchEmbedding(nnx.Module):
         batch, height, width, channels = x.shape
         rows, columns, side = height // self.patch, width // self.patch, self.patch
         x = x.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3).reshape(batch, rows, columns, -1)
-        return x @ self.embedding.astype(x.dtype) + self.bias.astype(x.dtype)
+        return product(x, self.embedding) + self.bias.astype(x.dtype)
 
 
 class Classifier(nnx.Module):
@@ -54,34 +53,6 @@ class Classifier(nnx.Module):
     def __call__(self, x):
         """[..., width] -> [..., num_classes]."""
         return jnp.matmul(x, self.classes.astype(x.dtype), preferred_element_type=jnp.float32) + self.bias[...]
-
-
-def drop_path(x, rate, rng):
-    """Leaves out what a branch adds, for a whole example at a time: x / (1 - rate) with probability 1 - rate, else 0.
-
-    Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382; per example as Larsson et al. 2017,
-    arXiv:1605.07648, and divided while training, so that evaluation takes x as it is.
-
-    Args:
-      x: [B, ...].
-      rate: 0 <= rate < 1, a number or a traced scalar.
-      rng: the training step's typed key, or None to leave `x` as it is.
-
-    Returns:
-      As `x`.
-
-    >>> drop_path(jnp.ones((2, 3)), 0.5, None).tolist()
-    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
-    """
-    if rng is None or isinstance(rate, (int, float)) and rate == 0:
-        return x
-    keep = jax.random.bernoulli(rng, 1.0 - rate, (len(x),) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-
-
-def drop_path_rates(config, depth):
-    """The rates of `depth` blocks, rising linearly from 0 to `config.drop_path` (Huang et al. 2016, section 3.2)."""
-    return tuple(config.drop_path * i / max(depth - 1, 1) for i in range(depth))
 
 
 def pad_to_multiple(x, size):

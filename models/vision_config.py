@@ -167,6 +167,8 @@ def check(config, length):
     check_types(config, FIELDS[config.name])
     check_choices(config, {"dtype": DTYPES})
     check_least(config, {"channels": 0, "num_classes": 0, "patch_size": 0})
+    if config.patch_size > length:
+        raise ValueError(f"model.patch_size: wanted at most the image's {length} pixels, got {config.patch_size}")
     check_epsilon(config)
     check_rates(config, ("dropout", "drop_path"))
     CHECKS[config.name](config, length)

@@ -7,9 +7,8 @@ from ml_collections import FrozenConfigDict
 
 from attention import apply_rotary, rotary_frequencies
 from attention.checks import split_rng
-from models.layers import Grid, dropout, normal
+from models.layers import Grid, dropout, normal, sinusoids
 from models.stack import Stack
-from models.transformer import sinusoids
 from models.vision import Classifier, PatchEmbedding, check_images
 from models.vision_config import check, check_filled, patch_of
 

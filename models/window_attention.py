@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from attention import swin
-from models.layers import normal
+from attention import swin, swin_bias
+from models.layers import normal, product
 
 POSITION_WIDTH = 512  # hidden numbers of version 2's map from distances to biases (Liu et al. 2022, the authors' code)
 
@@ -49,7 +49,7 @@ class WindowAttention(nnx.Module):
         rate = 0.0 if rng is None else self.rate
         attended = self.attend(*self.heads(x), window, shift, dropout_rate=rate, rng=rng)
         out = self.out.reshape(-1, x.shape[-1])
-        return _product(attended.reshape(x.shape), out) + self.out_bias.astype(x.dtype)
+        return product(attended.reshape(x.shape), out) + self.out_bias.astype(x.dtype)
 
     def weights(self, x, window, shift):
         """The weights themselves, float32 [B, N, T, T]: attention is linear in value, so unit vectors show them."""
@@ -64,7 +64,7 @@ class WindowAttention(nnx.Module):
         """Query, key and value: [B, rows, columns, N, H] each."""
 
         def project(w, bias):
-            head = _product(x, w[...])
+            head = product(x, w)
             return head if bias is None else head + bias.astype(x.dtype)
 
         key_bias = self.key_bias if self.version == 1 else None
@@ -78,14 +78,8 @@ class WindowAttention(nnx.Module):
             return attend(query, key, value)
         # Wide before the cosine: a rounding of a narrow number, times a scale of up to 100, would be felt.
         query, key, wide = (x.astype(jnp.float32) for x in (query, key, value))
-        query, key = swin.cosine_queries_and_keys(query, key, self.log_scale[...])
+        query, key = swin_bias.cosine_queries_and_keys(query, key, self.log_scale[...])
         return attend(query, key, wide, scale=1.0).astype(value.dtype)
-
-
-def _product(x, w):
-    """`x [..., d]` times `w [d, ...]`, flat: XLA is up to 4 times as slow with the gradient of w over several axes."""
-    flat = x.reshape(-1, x.shape[-1]) @ w.reshape(len(w), -1).astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 class PositionTable(nnx.Module):
@@ -102,7 +96,7 @@ class PositionTable(nnx.Module):
         self.relative_bias = normal(rngs, ((2 * window - 1) ** 2, num_heads))
 
     def __call__(self, window):
-        return swin.relative_position_bias(self.relative_bias[...], window, self.window)
+        return swin_bias.relative_position_bias(self.relative_bias[...], window, self.window)
 
 
 class PositionNetwork(nnx.Module):
@@ -123,6 +117,6 @@ class PositionNetwork(nnx.Module):
         self.position_out = normal(rngs, (POSITION_WIDTH, num_heads))
 
     def __call__(self, window):
-        places = swin.log_spaced_coordinates(window, self.window)
+        places = swin_bias.log_spaced_coordinates(window, self.window)
         hidden = jax.nn.relu(places @ self.position_into[...] + self.position_into_bias[...])
-        return swin.relative_position_bias(16 * jax.nn.sigmoid(hidden @ self.position_out[...]), window)
+        return swin_bias.relative_position_bias(16 * jax.nn.sigmoid(hidden @ self.position_out[...]), window)

@@ -13,7 +13,7 @@ import numpy as np
 from tasks.text import visible_files
 
 HELD_OUT = 51  # of 256 values of a hash: a fifth of a folder's images are for the judgement
-HALVES = ("validation", "val", "test")  # beside train/, in the order they are looked for
+HALVES = ("validation", "valid", "val", "test")  # beside train/, in the order they are looked for
 DIGIT_SHEETS = 1415  # digits on the first eleven of scikit-learn's fourteen sheets
 
 # MD5 of each IDX file as it is published, and of what is in it; those of MNIST as torchvision has them.
@@ -201,7 +201,7 @@ def _verified(path, md5, place):
 
 
 def _own_folder(config):
-    """Images in one folder a class, in train/ and validation/ (val/, test/) if these exist, else split by us.
+    """Images in one folder a class, in train/ and one of HALVES beside it if these exist, else split by us.
 
     Of each class about a fifth is held out, chosen by a hash of the name, so that adding a file moves no other. Copies
     of a file count once, on the side of the judgement.
@@ -214,7 +214,12 @@ def _own_folder(config):
             "config.data.image_size=0: a folder's images have many sizes; write --config.data.image_size=N"
         )
     held_root = next((root / name for name in HALVES if (root / name).is_dir()), None)
-    if held_root and (root / "train").is_dir():
+    if (root / "train").is_dir():
+        if not held_root:  # else train/ and, say, dev/ would be two classes
+            raise ValueError(
+                f"config.data.path: {root} has train/ and beside it none of {', '.join(HALVES)}; "
+                "rename the folder to judge on, or train/ where it is a class"
+            )
         classes, seen = _class_folders(root / "train"), set()
         if unknown := set(_class_folders(held_root)) - set(classes):
             raise ValueError(f"{held_root / min(unknown)}: there is no class of that name in {root / 'train'}")

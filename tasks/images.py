@@ -20,6 +20,7 @@ DATA = ("name", "path", "dir", "image_size", "crop", "flip", "mixup", "label_smo
 SIZE, UNIT = "image_size", "images"
 ORDER = 1  # last word of Philox's counter for the order of the images; the augmentation of a batch counts from 0
 PICTURES = 8  # validation images in the report
+SHARES = 1e-3  # how far below 0, or their sum from 1, weights may lie that count as shares: rounding is far less
 BASELINE_PIXELS = 1024  # numbers that the linear baseline sees of an image: larger ones are shrunk to so many
 RIDGE = 0.01  # weight of the squared coefficients, per training image, on pixels of unit variance
 CHUNK = 4096  # images that a baseline holds as floats at once
@@ -121,6 +122,7 @@ def fields(corpus):
         "data.image_size": corpus.image_size,
         "model.channels": len(corpus.mean),
         "model.num_classes": len(corpus.classes),
+        "model.head": "classes",
     }
 
 
@@ -177,27 +179,32 @@ def pictures(model, corpus, length):
     """What a model answers to a few validation images of different classes, and which of their pixels it looks at.
 
     Args:
-      model: also has `attention_maps(images)`, a list of [B, N, T, T], and `class_token`, None where it has none.
+      model: also has `attention_maps(images)`, a list of [B, N, T, T]. Its `special` tokens, its `class_token` and its
+        `maps_per_residual` are as `tasks.rollout` has them; none, none and 1 where it does not say.
       corpus: the corpus.
       length: rows and columns.
 
     Returns:
       {"images" float32 [n, length, length, channels] in 0..1, "labels" int32 [n], "answers" int32 [n], "confidence"
-      float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from `tasks.rollout`}.
+      float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from `tasks.rollout`}. Without "maps"
+      where a layer's weights are no shares: some variants (Linformer) pay less than 0, or sums other than 1.
     """
     _, first = np.unique(corpus.validation.labels, return_index=True)
     rows = first[np.linspace(0, len(first) - 1, min(PICTURES, len(first))).round().astype(int)]
     pixels = augment.resize(corpus.validation.pixels[rows], length)
+    structure = {"special": getattr(model, "special", 0), "maps_per_residual": getattr(model, "maps_per_residual", 1)}
+    structure["class_token"] = getattr(model, "class_token", None) is not None
 
     def look(image):  # one at a time: the maps of a large image have (pixels / patch)^4 numbers
         logits = model(image[None])[0].astype(jnp.float32)
         maps = model.attention_maps(image[None])
-        seen = rollout(maps, class_token=getattr(model, "class_token", None) is not None)
-        return logits.argmax().astype(jnp.int32), jax.nn.softmax(logits).max(), seen[0]
+        off = jnp.stack([jnp.maximum(-each.min(), abs(each.sum(-1) - 1).max()) for each in maps]).max()
+        return logits.argmax().astype(jnp.int32), jax.nn.softmax(logits).max(), rollout(maps, **structure)[0], off
 
-    answers, confidence, maps = jax.lax.map(look, jnp.asarray(_normalized(corpus, pixels)))
+    answers, confidence, maps, off = jax.lax.map(look, jnp.asarray(_normalized(corpus, pixels)))
     shown = {"images": pixels.astype(np.float32) / 255, "labels": corpus.validation.labels[rows]}
-    return shown | {"answers": answers, "confidence": confidence, "maps": maps}
+    shown |= {"answers": answers, "confidence": confidence}
+    return shown | {"maps": maps} if np.max(off) <= SHARES else shown
 
 
 def baselines(corpus, length):

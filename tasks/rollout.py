@@ -6,52 +6,69 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def rollout(maps, *, grids=None, class_token=False):
+def rollout(maps, *, grids=None, special=0, class_token=False, maps_per_residual=1):
     """How much each patch of the first grid counts in what a model reads out, by attention alone.
 
         R_l = (A_l + I) / 2 R_(l-1),   R_0 = I,   out = mean over rows of R_L
 
     Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv:2005.00928, eq. 1: A_l are the weights
-    of layer l, averaged over heads, and the identity stands for the residual connection. Where the grid shrinks between
-    two layers (Swin's patch merging, a strided convolution or pooling), a matrix P that averages the cells that become
-    one goes in between. Values, MLPs and norms are left out, so this is a picture of where a model looks and no
+    of layer l, averaged over heads, and the identity stands for the residual connection. Where one residual connection
+    spans several layers, as in Axial-ResNet, A_l is the product of their weights: (A_width A_height + I) / 2. Where the
+    grid shrinks between two layers (Swin's patch merging, a strided convolution or pooling), a matrix P that averages
+    the cells that become one goes in between; that a shortcut may pick one of those cells instead, and what is pooled
+    after the last layer, is left out, like values, MLPs and norms. So this is a picture of where a model looks and no
     attribution. The product is taken from its last factor, a row: time O(layers T^2).
 
     Args:
-      maps: list over layers of [B, N, T, T], weights of queries (first T) on keys; T = special tokens + rows x columns
-        of the layer's grid. The number of special tokens, which come first, is the same in all layers.
-      grids: list over layers of (rows, columns); None = the largest square that T holds.
+      maps: list over layers of [B, N, T, T], weights of queries (first T) on keys, not negative and of sum 1 for each
+        query; T = special tokens, which come first, + rows x columns of the layer's grid.
+      grids: list over layers of (rows, columns); None = all are square.
+      special: number of special tokens, the same in all layers.
       class_token: the model reads out its first token alone; else the mean of all that stand on the grid.
+      maps_per_residual: so many layers in a row that one residual connection spans.
 
     Returns:
       float32 [B, rows, columns] of the first grid; each image sums to 1.
 
     Raises:
-      ValueError: grids that do not fit the maps, that grow, or a class token where there are no special tokens.
+      ValueError: grids that do not fit the maps, that grow or that change inside a residual connection, layers left
+        over, or a class token where there are no special tokens.
 
     >>> sharp = jnp.array([[0.0, 1, 0, 0]] * 4).reshape(1, 1, 4, 4)  # every patch looks at patch 1
     >>> rollout([sharp])[0].tolist()
     [[0.125, 0.625], [0.125, 0.125]]
     """
-    grids = grids or [(math.isqrt(weights.shape[-1]),) * 2 for weights in maps]
-    special = maps[0].shape[-1] - math.prod(grids[0])
-    for layer, (weights, grid) in enumerate(zip(maps, grids, strict=True)):
-        if weights.shape[-1] != special + math.prod(grid) or special < class_token:
-            raise ValueError(
-                f"maps[{layer}]: wanted {special} special tokens and a grid of {grid}, "
-                f"got {weights.shape[-1]} tokens; write the grids, or class_token=False where there is none"
-            )
-    last = special + math.prod(grids[-1])
-    row = np.arange(last) < 1 if class_token else np.arange(last) >= special
-    row = jnp.asarray(row / row.sum(), jnp.float32)[None]  # B T
-    for layer in reversed(range(len(maps))):
-        weights = maps[layer].mean(1, dtype=jnp.float32)
-        row = (jnp.einsum("bt,bts->bs", jnp.broadcast_to(row, weights.shape[:2]), weights) + row) / 2
-        if layer and grids[layer] != grids[layer - 1]:
-            pooling = jnp.asarray(pooling_matrix(grids[layer - 1], grids[layer]))
+    grids = grids or [(math.isqrt(max(weights.shape[-1] - special, 0)),) * 2 for weights in maps]
+    _check(maps, grids, special, class_token, maps_per_residual)
+    tokens = np.arange(maps[-1].shape[-1])
+    read = tokens < 1 if class_token else tokens >= special
+    row = jnp.broadcast_to(jnp.asarray(read / read.sum(), jnp.float32), (len(maps[-1]), len(tokens)))
+    for first in reversed(range(0, len(maps), maps_per_residual)):
+        branch = row
+        for weights in reversed(maps[first : first + maps_per_residual]):
+            branch = jnp.einsum("bt,bts->bs", branch, weights.mean(1, dtype=jnp.float32))
+        row = (branch + row) / 2
+        if first and grids[first] != grids[first - 1]:
+            pooling = jnp.asarray(pooling_matrix(grids[first - 1], grids[first]))
             row = jnp.concatenate([row[:, :special], row[:, special:] @ pooling], axis=1)
     row = row[:, special:]
     return (row / row.sum(-1, keepdims=True)).reshape(-1, *grids[0])
+
+
+def _check(maps, grids, special, class_token, maps_per_residual):
+    if class_token and not special:
+        raise ValueError("special: wanted 1 or more, got 0; write class_token=False where there is none")
+    if len(maps) % maps_per_residual:
+        raise ValueError(f"maps: wanted a multiple of maps_per_residual={maps_per_residual}, got {len(maps)}")
+    for layer, (weights, grid) in enumerate(zip(maps, grids, strict=True)):
+        first = layer - layer % maps_per_residual
+        if grid != grids[first]:
+            raise ValueError(f"grids[{layer}]: wanted {grids[first]}, as where its residual starts, got {grid}")
+        if weights.shape[-1] != special + math.prod(grid):
+            raise ValueError(
+                f"maps[{layer}]: wanted {special} special tokens and a grid of {grid}, "
+                f"got {weights.shape[-1]} tokens; write special and grids"
+            )
 
 
 def pooling_matrix(fine, coarse):

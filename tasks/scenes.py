@@ -85,8 +85,11 @@ def load(config) -> Corpus:
         raise ValueError("config.data.image_size=0: scenes can have any size; write --config.data.image_size=32")
     corpus = Corpus(config.num_shapes, config.noise, config.validation_images, config.image_size, "")
     digest = hashlib.sha256(repr(corpus).encode())
-    for part in (validation(corpus, config.image_size)[0], batch(corpus, 0, 0, 1, config.image_size)):
-        digest.update(part["labels"])  # not the noise, whose last bits may depend on the machine
+    for stream, rows in ((_judgement, corpus.validation_images), (functools.partial(_step, 0, 0), 1)):
+        digest.update(draw(stream(), corpus, rows, corpus.image_size)["labels"])
+        layout = layouts(stream(), rows, corpus.num_shapes)
+        for name in ("colors", "canvas"):  # rounded, and not the noise: last bits may depend on the machine
+            digest.update(np.round(layout[name], 3))
     return dataclasses.replace(corpus, sha256=digest.hexdigest())
 
 
@@ -118,7 +121,7 @@ def batch(corpus, seed, step, batch_size, length):
     Returns:
       {"images" float32 [batch_size, length, length, 3], normalised, "labels" uint8 [batch_size, length, length]}.
     """
-    return draw(np.random.Generator(np.random.Philox(key=[seed, step])), corpus, batch_size, length)
+    return draw(_step(seed, step), corpus, batch_size, length)
 
 
 def validation(corpus, length):
@@ -128,8 +131,7 @@ def validation(corpus, length):
       (as `batch`, owners [rows]: each scene is a piece of its own). Another `length` shows the same shapes, sampled at
       other points.
     """
-    rng = np.random.Generator(np.random.Philox(key=[0, 0], counter=[0, 0, 0, JUDGEMENT]))
-    return draw(rng, corpus, corpus.validation_images, length), np.arange(corpus.validation_images)
+    return draw(_judgement(), corpus, corpus.validation_images, length), np.arange(corpus.validation_images)
 
 
 def draw(rng, corpus, rows, length):
@@ -236,6 +238,14 @@ def baselines(corpus, length):
     np.add.at(counts, (_bins(seen["images"]), seen["labels"]), 1)
     answers = {"canvas": np.zeros_like(examples["labels"]), "color": counts.argmax(1)[_bins(examples["images"])]}
     return {name: _mean_iou(examples["labels"], answer) for name, answer in answers.items()}
+
+
+def _step(seed, step):
+    return np.random.Generator(np.random.Philox(key=[seed, step]))
+
+
+def _judgement():
+    return np.random.Generator(np.random.Philox(key=[0, 0], counter=[0, 0, 0, JUDGEMENT]))
 
 
 def _mean_iou(labels, answers):

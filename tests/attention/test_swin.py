@@ -12,16 +12,18 @@ from golden import assert_matches, load
 
 from attention import dot_product_attention
 from attention.swin import (
-    cosine_queries_and_keys,
     fit_window,
-    log_spaced_coordinates,
-    relative_position_bias,
-    relative_position_index,
     shifted_window_attention,
     window_attention,
     window_merge,
     window_partition,
     window_regions,
+)
+from attention.swin_bias import (
+    cosine_queries_and_keys,
+    log_spaced_coordinates,
+    relative_position_bias,
+    relative_position_index,
 )
 
 N, K, H, HV = 6, 3, 5, 7
@@ -487,9 +489,14 @@ def test_index_and_bias():
 
 
 def test_fit_window():
-    assert fit_window((14, 28), 7, 3) == ((7, 7), (3, 3))
-    assert fit_window((7, 28), 7, 3) == ((7, 7), (0, 3))
-    assert fit_window((5, 3), (7, 2), (3, 1)) == ((5, 2), (0, 1))
+    """By the shorter side, for both."""
+    assert fit_window((14, 28), 7, 3) == fit_window((28, 14), 7, 3) == (7, 3)
+    assert fit_window((7, 28), 7, 3) == (7, 0)
+    assert fit_window((28, 5), 7, 3) == (5, 0)
+    assert fit_window((8, 28), 7) == (7, 0)
+    for wrong in ({"window": (7, 7)}, {"window": 0}, {"window": 7, "shift": 7}, {"window": 7, "shift": (3, 3)}):
+        with pytest.raises(ValueError, match="^(window|shift): wanted"):
+            fit_window((14, 14), **wrong)
 
 
 @pytest.mark.parametrize("window, pretrained", [(4, None), ((2, 5), None), (6, 4), (1, None)])

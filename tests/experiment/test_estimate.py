@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiment.estimate import ratio
+from experiment.estimate import difference, ratio
 
 
 def test_weights_pieces_by_their_bytes():
@@ -45,6 +45,17 @@ class TestSeveralColumns:
     def test_one_column_is_the_plain_ratio(self):
         amounts, sizes = np.array([10.0, 65.0, 3.0]), np.array([10.0, 20.0, 7.0])
         assert ratio(amounts[:, None], sizes[:, None]) == ratio(amounts, sizes)
+
+    def test_difference_is_paired_though_sizes_differ(self):
+        rng = np.random.default_rng(1)
+        sizes = rng.integers(20, 90, (2, 200, 3)).astype(float)  # unions depend on the answers
+        shares = np.clip(rng.normal(0.6, 0.1, (200, 3)) + rng.normal(0, 0.02, (2, 200, 3)) + [[[0.05]], [[0.0]]], 0, 1)
+        one, other = zip(sizes * shares, sizes, strict=True)
+        gap, stderr = difference(one, other)
+        assert difference(other, one) == (-gap, stderr)
+        draws = rng.integers(0, 200, (2000, 200))
+        gaps = [ratio(one[0][d], one[1][d])[0] - ratio(other[0][d], other[1][d])[0] for d in draws]
+        assert stderr == pytest.approx(np.std(gaps), rel=0.06)
 
     def test_error_is_that_of_the_bootstrap(self):
         rng = np.random.default_rng(0)

@@ -164,6 +164,25 @@ def test_a_variant_without_pictures_has_no_row_and_broken_ones_cost_no_report(tm
     assert "Pictures not available (KeyError" in told(render(tmp_path, comparison, pictures, curves={}))
 
 
+@pytest.mark.parametrize("without", [["linear"], ["full", "window", "linear"]])
+def test_a_variant_whose_weights_are_no_shares_has_plain_images_and_a_word_why(tmp_path, without):
+    comparison = image_comparison()
+    pictures = classified(comparison)
+    for name in without:
+        del pictures[name]["maps"]
+    found = gallery.gallery(comparison, pictures)
+    data, *rows = [cells for _, _, cells in found.rows]
+    for name, cells in zip(("full", "window", "linear"), rows, strict=True):
+        assert [(cell.text, cell.right) for cell in cells] == [("cat\n88%", True), ("fox\n50%", False)]
+        plain = [np.array_equal(cell.pixels, one.pixels) for cell, one in zip(cells, data, strict=True)]
+        assert plain == [name in without] * 2
+    html = render(tmp_path, comparison, pictures, curves={})
+    assert f"No heat for {', '.join(without)}: in some layer the weights of a query are below 0" in told(html)
+    assert html.count("no map, its attention weights are no shares") == 2 * len(without)
+    assert ('<div class="scale">' in html) == (len(without) == 1)
+    assert (tmp_path / "figures" / "attention.png").exists()
+
+
 # Units and words.
 
 

@@ -2,16 +2,20 @@
 
 import copy
 import json
+import pkgutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
+from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import compare_classification, compare_rewriting, compare_segmentation, compare_vision
 from configs.compare_text import get_config
 from experiment import settings
+from models import MODELS
 
 CONFIG = "configs/compare_text.py"
 
@@ -206,6 +210,26 @@ class TestImages:
         config.variants.swin.model.pool = "mean"
         with pytest.raises(settings.SettingsError, match="config.variants.swin.model.pool: unknown field"):
             settings.variants(config)
+
+    def test_flag_that_would_reach_some_variants_only_is_refused(self):
+        line = ["train.py", "--config=configs/compare_vision.py"]
+        read = lambda *flag: settings.parse([*line, *flag], flags.FlagValues(), "usage", CONFIG).config  # noqa: E731
+        with pytest.raises(settings.SettingsError, match="config.model.width: would not reach swin, swin_no_shift"):
+            read("--config.model.width=64")
+        with pytest.raises(settings.SettingsError, match="config.model.pool: would not reach swin"):
+            read("--config.model.pool=mean")
+        assert read("--config.model.width=64", "--config.only=vit_full,vit_axial").model.width == 64
+        assert read("--config.model.patch_size=2").model.patch_size == 2
+
+    def test_models_have_about_equally_many_parameters(self):
+        config = compare_vision.get_config()
+        settings.fill(config, {"data.image_size": 8, "model.channels": 1, "model.num_classes": 10})
+        counts = {}
+        for label, variant in settings.variants(config).items():
+            build = pkgutil.resolve_name(MODELS[variant.model.name])
+            model = nnx.eval_shape(lambda: build(variant.model, length=8, rngs=nnx.Rngs(0)))  # noqa: B023
+            counts[label] = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        assert max(counts.values()) < 1.08 * min(counts.values()), counts
 
     def test_lengths_of_the_scaling_are_grids(self):
         config = compare_vision.get_config()

@@ -229,6 +229,7 @@ def test_maps_are_the_weights_of_the_call():
         y, weights = model.stem(x, False), []
         for block in model.stages[0].each():
             y, each = block(y, 0.0, None)
+            assert len(each) == model.maps_per_residual
             weights += each
         return weights, y, model.attention_maps(x), model.features(x)[-1]
 
@@ -258,6 +259,7 @@ def trained(x, rng, depths, **changes):
     return loss, new, gradient, statistics
 
 
+@pytest.mark.slow
 def test_training_step():
     """Everything learns but what cancels, and every statistic moves, in the loop too.
 
@@ -278,12 +280,22 @@ def test_training_step():
 
 @pytest.mark.slow
 def test_remat_changes_no_number():
+    """To the bit where this was written; another compiler may fuse what it recomputes in another order."""
     arguments = images(5, 6), jax.random.key(1), (1, 2)
     got, wanted = trained(*arguments, remat=True), trained(*arguments)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e4 * EPS * max(1e-3, abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=100 * EPS * max(1e-3, abs(b).max()))
 
 
+def test_dropout_of_a_block_is_a_function_of_the_key():
+    block = stirred(Block(config(dropout=0.3), 16, 8, 5, 1, rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, ROWS, COLUMNS, 16))
+    first, second, other = (run(block, x, jax.random.key(seed))[0][0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any(-1).mean() > 0.9
+
+
+@pytest.mark.slow
 def test_noise_is_a_function_of_the_key():
     model = stirred(AxialResNet(config(depths=(2,), drop_path=0.5, dropout=0.3), length=6, rngs=nnx.Rngs(0)))
     x, rng = images(4, 4, batch=3), jax.random.key(1)
@@ -300,15 +312,28 @@ def test_one_example_in_evaluation_is_the_batch():
     np.testing.assert_allclose(run(model, x)[0], alone, rtol=0, atol=100 * EPS * abs(alone).max())
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_statistics_in_float32():
-    build = lambda **changes: AxialResNet(config(**changes), length=6, rngs=nnx.Rngs(0))  # noqa: E731
-    x, rng = images(5, 4), jax.random.key(0)
-    (got, statistics), (wanted, _) = run(build(dtype="bfloat16"), x, rng), run(build(), x, rng)
-    assert got.dtype == jnp.float32 and all(each.dtype == jnp.float32 for each in jax.tree.leaves(statistics))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=0.1 * abs(wanted).max())
+    wide, narrow = (
+        stirred(AxialResNet(config(dtype=dtype), length=6, rngs=nnx.Rngs(0))) for dtype in ("float32", "bfloat16")
+    )
+    (wanted, _), (got, statistics) = (run(model, images(5, 4), jax.random.key(0)) for model in (wide, narrow))
+    # Roundings of 2^-9 at some sixteen operations one after the other, from the stem to the mean; up to 4.3 were seen.
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=16 * 2**-9 * abs(wanted).max())
     mean = statistics["stages"][0]["first"]["into_norm"]["mean"]
     assert (mean != mean.astype(jnp.bfloat16)).any()
-    features = jax.eval_shape(lambda: build(dtype="bfloat16", depths=(1, 2)).features(x))
+
+
+def test_bfloat16_dtypes():
+    """Features are narrow, logits and statistics wide."""
+    x, rng = images(5, 4), jax.random.key(0)
+
+    def call():
+        model = AxialResNet(config(dtype="bfloat16", depths=(1, 2)), length=6, rngs=nnx.Rngs(0))
+        return model(x, rng=rng), pure(model, nnx.BatchStat), model.features(x)
+
+    logits, statistics, features = jax.eval_shape(call)
+    assert {each.dtype for each in jax.tree.leaves((logits, statistics))} == {jnp.dtype("float32")}
     assert {each.dtype for each in features} == {jnp.dtype("bfloat16")}
 
 
@@ -334,11 +359,28 @@ def test_conv_stem():
     assert np.flatnonzero(seen).tolist() == list(range(4 * 3 - 5, 4 * 3 + 6))
 
 
+def test_what_a_size_costs():
+    """The formula of a model with one block in each of two stages; the published sizes take longer to build."""
+
+    def layer(C, side, N=2):  # H: channels of a head's values; queries and keys have half of them
+        H, pairs = C // N, 2 * side - 1
+        projections, tables = 2 * C * C // 2 + C * C, pairs * (2 * (H // 2) + H)
+        return projections + tables + 2 * (2 * C // 2 + C) + 2 * 3 * N + 2 * 2 * C
+
+    def block(C_in, C, side):
+        into, out, shortcut = C_in * C + 2 * C, 2 * C * C + 4 * C, 2 * C_in * C + 4 * C
+        return into + 2 * layer(C, side) + out + shortcut
+
+    model = nnx.eval_shape(lambda: AxialResNet(config(depths=(1, 1)), length=6, rngs=nnx.Rngs(0)))
+    wanted = (4 + 4) + block(4, 8, 6) + block(16, 16, 6) + (32 * 5 + 5)  # stem, stages, classifier
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == wanted
+
+
 # The authors' code: axial26s, axial50s, axial50m, axial50l of github.com/csrhddlam/axial-deeplab, counted by hand.
 @pytest.mark.parametrize(
     "size, count",
     [
-        ("S26", 5_944_936),
+        pytest.param("S26", 5_944_936, marks=pytest.mark.slow),
         pytest.param("S", 11_586_216, marks=pytest.mark.slow),
         pytest.param("M", 25_179_400, marks=pytest.mark.slow),
         pytest.param("L", 43_973_480, marks=pytest.mark.slow),

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from models.dense_head import DenseHead, resize
 
-WIDTHS, CLASSES = (3, 7), 5
+WIDTHS, CLASSES, EPSILON = (3, 7), 5, 1e-2  # large enough to be seen
+
+
+def config(dtype="float32"):
+    return ConfigDict({"num_classes": CLASSES, "head_width": 11, "norm_epsilon": EPSILON, "dtype": dtype})
 
 
 @pytest.fixture
 def head():
-    return DenseHead(WIDTHS, CLASSES, 11, dtype="float32", rngs=nnx.Rngs(0))
+    return DenseHead(WIDTHS, config(), rngs=nnx.Rngs(0))
 
 
 def maps(*sizes):
@@ -29,7 +34,7 @@ def test_equals_its_formula(head):
         np.asarray(x, np.float64) @ np.asarray(p.kernel, np.float64) + np.asarray(p.bias)
         for x, p in zip(features, head.projections, strict=True)
     )
-    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + EPSILON)
     tail = np.vectorize(lambda y: 0.5 * (1 + math.erf(y / math.sqrt(2))))(y)
     wanted = y * tail @ np.asarray(head.classes, np.float64)
     np.testing.assert_allclose(
@@ -65,7 +70,7 @@ def test_the_finest_map_places_the_edges(head):
 
 
 def test_bfloat16_gives_float32_logits():
-    head = DenseHead(WIDTHS, CLASSES, 11, dtype="bfloat16", rngs=nnx.Rngs(0))
+    head = DenseHead(WIDTHS, config("bfloat16"), rngs=nnx.Rngs(0))
     assert head([x.astype(jnp.bfloat16) for x in maps((3, 3), (2, 2))], (6, 6)).dtype == jnp.float32
 
 

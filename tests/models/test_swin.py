@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
 from experiment import optimizers
+from models.block import drop_path, drop_path_rates
 from models.config import check
 from models.swin import PatchMerging, Stage, Swin
-from models.vision import PatchEmbedding, drop_path, drop_path_rates
+from models.vision import PatchEmbedding
 from models.vision_config import preset
 
 EPS = np.finfo(np.float32).eps
@@ -86,18 +87,23 @@ def test_blocks_in_a_loop_are_blocks_one_by_one(version):
     np.testing.assert_allclose(ours, wanted, atol=50 * EPS * np.abs(wanted).max())
 
 
-def test_every_parameter_learns_also_with_recomputation():
-    def gradient(**changes):
-        model = Built(config(depths=(2,), num_heads=(2,), **changes))
-        return jax.jit(jax.grad(lambda state: jnp.mean(model.call(state, images()) ** 2)))(model.state)
+def gradient(**changes):
+    model = Built(config(depths=(2,), num_heads=(2,), **changes))
+    return jax.jit(jax.grad(lambda state: jnp.mean(model.call(state, images()) ** 2)))(model.state)
 
-    plain = gradient()
-    for a, b in zip(jax.tree.leaves(gradient(remat=True)), jax.tree.leaves(plain), strict=True):
+
+@pytest.mark.parametrize("version", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_parameter_learns(version):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(version=version)):
+        if "key_bias" not in (name := jax.tree_util.keystr(path)):  # adds one number to all scores of a query
+            assert (np.abs(leaf).reshape(2 if "blocks" in name else 1, -1).max(-1) > 0).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_recomputation_changes_no_number(version):
+    for a, b in zip(*(jax.tree.leaves(gradient(version=version, remat=remat)) for remat in (True, False)), strict=True):
         np.testing.assert_allclose(a, b, atol=100 * EPS * max(np.abs(b).max(), 1e-3))
-    for tree in (plain, gradient(version=2, remat=True)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if "key_bias" not in (name := jax.tree_util.keystr(path)):  # adds one number to all scores of a query
-                assert (np.abs(leaf).reshape(2 if "blocks" in name else 1, -1).max(-1) > 0).all(), name
 
 
 def test_the_program_does_not_grow_with_depth():
@@ -211,6 +217,13 @@ def test_stochastic_depth_leaves_out_branches_of_whole_examples():
     errors = compare(block, x)
     assert errors.min(0).max() < 1e-5
     assert set(np.asarray(errors.argmin(0))) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_masks_are_drawn_for_stochastic_depth_only(rate):
+    model = nnx.eval_shape(lambda: Swin(config(drop_path=rate, depths=(2, 1)), length=8, rngs=nnx.Rngs(0)))
+    program = str(jax.make_jaxpr(lambda model, x, rng: model(x, rng=rng))(model, images(), jax.random.key(0)))
+    assert ("random_bits" in program) == (rate > 0)
 
 
 def test_drop_path_keeps_the_mean():

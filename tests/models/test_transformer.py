@@ -13,8 +13,9 @@ from harness import EPS, assert_everything_learns, assert_trees_agree, build, va
 from models import MODELS
 from models.axial import AxialResNet
 from models.config import FIELDS, POSITIONS, check
+from models.layers import sinusoids
 from models.swin import Swin
-from models.transformer import Encoder, EncoderDecoder, Transformer, sinusoids
+from models.transformer import Encoder, EncoderDecoder, Transformer
 from models.vit import ViT
 
 B, T, V = 2, 13, 23

@@ -184,7 +184,7 @@ class TestOwnFolder:
         assert new <= set(self.colors(after.train)) | set(self.colors(after.validation))
         assert before.sha256 != after.sha256
 
-    @pytest.mark.parametrize("name", ["val", "validation", "test"])
+    @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
     def test_the_user_s_own_split_is_kept(self, folder, tmp_path, name):
         for i in range(3):
             for color, kind in ((60, "cat"), (90, "dog")):
@@ -241,6 +241,14 @@ class TestOwnFolder:
         for name in ("train/a", "train/b", "val/a", "val/c"):
             save(tmp_path / name / "1.png")
         with pytest.raises(ValueError, match="val/c: there is no class of that name in .*train"):
+            images.load(data_config(path=str(tmp_path), image_size=5))
+
+    def test_training_images_alone_are_refused(self, tmp_path):
+        """Without a word train/ and dev/ would be two classes."""
+        for name in ("train/a", "train/b", "dev/a", "dev/b"):
+            for i in range(2):
+                save(tmp_path / name / f"{i}.png", (i, len(name), ord(name[-1])))
+        with pytest.raises(ValueError, match="has train/ and beside it none of validation, valid, val, test; rename"):
             images.load(data_config(path=str(tmp_path), image_size=5))
 
     def test_one_class_is_refused(self, tmp_path):

@@ -4,7 +4,6 @@ import hashlib
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,34 +145,55 @@ class TestBaselines:
 
 
 class FirstPixel:
-    """Scores three classes by the first three pixels, and attends to the first patch alone."""
+    """Scores three classes by the first three pixels; every patch pays `paid` to the class token and the first patch."""
 
-    class_token = "yes"
+    special, class_token = 1, "yes"
+
+    def __init__(self, paid=(0.0, 1.0), **structure):
+        self.paid = jnp.array(paid)
+        vars(self).update(structure)
 
     def __call__(self, pixels, rng=None):
         return 2.0 * pixels[:, 0, :3, 0]
 
     def attention_maps(self, pixels):
-        return [jnp.zeros((len(pixels), 2, 10, 10)).at[..., 1].set(1)]
+        return [jnp.zeros((len(pixels), 2, 10, 10)).at[..., :2].set(self.paid)]
 
 
 def test_pictures_show_an_image_a_class_and_where_the_model_looks():
     corpus = corpus_of(classes=10)
-    for run in (lambda f: f(), lambda f: jax.jit(f)()):
-        found = run(lambda: images.pictures(FirstPixel(), corpus, 6))
-        assert found["images"].shape == (8, 6, 6, 3) and 0 <= found["images"].min() <= found["images"].max() <= 1
-        assert found["labels"].tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
-        assert found["maps"].shape == (8, 3, 3)
-        np.testing.assert_allclose(found["maps"][:, 0, 0], 1, rtol=1e-6)
-        pixels = (np.asarray(found["images"]) - corpus.mean) / corpus.std
-        np.testing.assert_array_equal(found["answers"], pixels[:, 0, :3, 0].argmax(1))
-        share = np.exp(2 * pixels[:, 0, :3, 0])
-        np.testing.assert_allclose(found["confidence"], share.max(1) / share.sum(1), rtol=1e-4)
+    found = images.pictures(FirstPixel(), corpus, 6)
+    assert found["images"].shape == (8, 6, 6, 3) and 0 <= found["images"].min() <= found["images"].max() <= 1
+    assert found["labels"].tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert found["maps"].shape == (8, 3, 3)
+    np.testing.assert_allclose(found["maps"][:, 0, 0], 1, rtol=1e-6)
+    pixels = (np.asarray(found["images"]) - corpus.mean) / corpus.std
+    np.testing.assert_array_equal(found["answers"], pixels[:, 0, :3, 0].argmax(1))
+    share = np.exp(2 * pixels[:, 0, :3, 0])
+    np.testing.assert_allclose(found["confidence"], share.max(1) / share.sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("paid, shares", [((-0.3, 1.3), 0), ((0.2, 0.7), 0), ((np.nan, 1), 0), ((-1e-6, 1 + 1e-6), 1)])
+def test_weights_that_are_no_shares_give_no_map(paid, shares):
+    found = images.pictures(FirstPixel(paid), corpus_of(classes=10), 6)
+    assert ("maps" in found) == shares and found["answers"].shape == found["confidence"].shape == (8,)
+
+
+def test_the_model_says_how_its_maps_belong_together():
+    """6 special tokens and a grid of 2 x 2; two maps a residual, of which the first passes on what the second reads."""
+    model = FirstPixel((0.0, 0.0), special=6, class_token=None, maps_per_residual=2)
+    to_first = jnp.zeros((10, 10)).at[:, 6].set(1)
+    model.attention_maps = lambda pixels: [
+        jnp.broadcast_to(m, (len(pixels), 1, 10, 10)) for m in (to_first, jnp.eye(10))
+    ]
+    found = images.pictures(model, corpus_of(classes=10), 6)
+    np.testing.assert_allclose(found["maps"][0], [[5 / 8, 1 / 8], [1 / 8, 1 / 8]], rtol=1e-6)
 
 
 def test_the_data_decide_sizes():
     corpus = images.load(data_config(image_size=12))
-    assert images.fields(corpus) == {"data.image_size": 12, "model.channels": 1, "model.num_classes": 10}
+    ends = {"model.channels": 1, "model.num_classes": 10, "model.head": "classes"}
+    assert images.fields(corpus) == {"data.image_size": 12} | ends
     assert images.fields(images.load(data_config()))["data.image_size"] == 8 and images.tokens(8) == 64
 
 

@@ -115,6 +115,19 @@ class TestDraws:
         assert done.stdout.strip() == corpus.sha256
         assert scenes.load(data_config(num_shapes=5)).sha256 != corpus.sha256
 
+    @pytest.mark.parametrize("changed", ["colors", "canvas"])
+    def test_other_colours_are_other_data(self, corpus, monkeypatch, changed):
+        layouts = scenes.layouts
+
+        def moved(*args, by):
+            found = layouts(*args)
+            return found | {changed: found[changed] * np.float32(by)}
+
+        monkeypatch.setattr(scenes, "layouts", lambda *args: moved(*args, by=1.01))
+        assert scenes.load(data_config()).sha256 != corpus.sha256
+        monkeypatch.setattr(scenes, "layouts", lambda *args: moved(*args, by=1 - 2**-24))  # the last bit
+        assert scenes.load(data_config()).sha256 == corpus.sha256
+
     def test_another_length_shows_the_same_shapes(self, corpus):
         small, large = (scenes.validation(corpus, length)[0]["labels"] for length in (SIZE, 3 * SIZE))
         np.testing.assert_array_equal(large[:, 1::3, 1::3], small)  # every third pixel's middle is the same point
