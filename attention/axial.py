@@ -265,6 +265,8 @@ def along_axis(function, axis: int):
     >>> attention.along_axis(attention.linear_attention, axis=-3)(x, x, x, causal=True).shape
     (1, 4, 6, 2, 8)
     """
+    if not callable(function):
+        raise ValueError(f"function: wanted an attention function, got {function!r}")
     parameters = inspect.signature(function).parameters
     first, *_ = parameters
     if first not in ("query", "query_key") or any(p.kind == p.VAR_POSITIONAL for p in parameters.values()):
@@ -295,9 +297,10 @@ def _spatial_axis(axis, query):
     last = query.ndim - 3
     if last < 1:
         raise ValueError(f"query: wanted [B, *spatial, N, H] with at least one spatial axis, got shape {query.shape}")
-    place = axis + query.ndim if axis < 0 else axis
-    if not 1 <= place <= last:
-        raise ValueError(f"axis: wanted a spatial one, 1 to {last} or {1 - query.ndim} to -3, got {axis}")
+    whole = isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
+    place = axis + query.ndim if whole and axis < 0 else axis
+    if not whole or not 1 <= place <= last:
+        raise ValueError(f"axis: wanted a spatial one, 1 to {last} or {1 - query.ndim} to -3, got {axis!r}")
     return place
 
 
@@ -329,11 +332,13 @@ def _fit_table(name, table, width, reach, farthest=0):
     table = jnp.asarray(table)
     if table.ndim != 2 or table.shape[1] != width or table.shape[0] % 2 == 0:
         raise ValueError(f"{name}: wanted [2L - 1, {width}], got shape {table.shape}")
+    if not jnp.issubdtype(table.dtype, jnp.floating):
+        raise ValueError(f"{name}: wanted floats, got {table.dtype}")
     own = table.shape[0] // 2
     if own < reach:
         raise ValueError(
             f"{name}: wanted at least {2 * reach + 1} rows, for distances of up to {reach}, got {2 * own + 1}; make it "
-            f"longer or attend with span={2 * own + 1}"
+            f"longer, or let axial_attention look no farther, with span={2 * own + 1}"
         )
     beyond = max(farthest - own, 0)
     return jnp.pad(table, ((beyond, beyond), (0, 0)))

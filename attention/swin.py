@@ -166,7 +166,7 @@ def window_attention(
         return jnp.swapaxes(x, -2, -3).astype(dtype)
 
     scaled = heads_first(query) * jnp.asarray(H**-0.5 if scale is None else scale, dtype)
-    weight = _weights(scaled, heads_first(key), bias, _hidden(regions, real, dtype))
+    weight = _weights(scaled, heads_first(key), bias, _allowed(regions, real))
     # At least 1, or 0 for a row that sees nothing. Divided last: the output is narrower than the weights.
     total = jnp.maximum(weight.sum(-1, keepdims=True), 0.5)
     if dropout_rate:
@@ -196,6 +196,8 @@ def window_partition(x, window, shift=0):
     Array([ 5,  6,  9, 10], dtype=int32)
     """
     window, shift = check_window(window, shift)
+    if x.ndim < 4:
+        raise ValueError(f"x: wanted [..., rows, columns, N, H], got shape {x.shape}")
     *lead, rows, columns, N, H = x.shape
     counts = _counts((rows, columns), window)
     ends = [(0, count * m - side) for count, m, side in zip(counts, window, (rows, columns), strict=True)]
@@ -227,6 +229,9 @@ def window_merge(windows, grid, window, shift=0):
     True
     """
     window, shift = check_window(window, shift)
+    grid = _check_sides(grid)
+    if windows.ndim < 4:
+        raise ValueError(f"windows: wanted [..., windows, M*M, N, H], got shape {windows.shape}")
     *lead, number, size, N, H = windows.shape
     counts = _counts(grid, window)
     if (number, size) != (math.prod(counts), math.prod(window)):
@@ -262,7 +267,7 @@ def window_regions(grid, window, shift=0):
     array([0, 1, 2, 3])
     """
     window, shift = check_window(window, shift)
-    pieces = []
+    grid, pieces = _check_sides(grid), []
     for side, count, m, s in zip(grid, _counts(grid, window), window, shift, strict=True):
         place = (np.arange(count * m) + s) % (count * m)
         pieces.append(np.where(place < side, place < s, -1).reshape(count, m))
@@ -293,32 +298,41 @@ def fit_window(grid, window, shift=0):
     check_int("window", window, 1)
     check_int("shift", shift, 0)
     check_window(window, shift)
-    side = min(grid)
+    side = min(_check_sides(grid))
     return (side, 0) if side <= window else (window, shift)
 
 
-def check_window(window, shift):
-    """Both as pairs; raises ValueError unless 0 <= shift < window."""
+def _check_sides(grid):
+    """The grid; raises ValueError unless it is a pair of positive ints."""
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise ValueError(f"grid: wanted a pair (rows, columns), got {grid!r}")
+    for side in grid:
+        check_int("grid", side, 1)
+    return grid
+
+
+def check_window(window, shift, name="window"):
+    """Both as pairs; raises ValueError, of the window by its name, unless 0 <= shift < window."""
     pairs = []
-    for name, x, least in (("window", window, 1), ("shift", shift, 0)):
+    for argument, x, least in ((name, window, 1), ("shift", shift, 0)):
         pair = tuple(x) if isinstance(x, (tuple, list)) else (x, x)
         if len(pair) != 2:
-            raise ValueError(f"{name}: wanted an int or a pair (rows, columns), got {x!r}")
+            raise ValueError(f"{argument}: wanted an int or a pair (rows, columns), got {x!r}")
         for side in pair:
-            check_int(name, side, least)
+            check_int(argument, side, least)
         pairs.append(pair)
     if any(s >= m for m, s in zip(*pairs, strict=True)):
         raise ValueError(f"shift: wanted less than the window {window}, got {shift}")
     return pairs
 
 
-def _weights(query, key, bias, hidden):
+def _weights(query, key, bias, allowed):
     """exp(score), `[..., windows, N, M*M, M*M]`, the largest of a row 1; a row in which all is hidden is 0."""
     score = _per_key_head(query, key, "...th,...sh->...ts")
     if bias is not None:
         score = score + bias
-    if hidden is not None:
-        score = score + hidden
+    if allowed is not None:
+        score = jnp.where(allowed, score, -jnp.inf)  # whatever stands there, also NaN
     # Finite even where all scores are -inf.
     top = jax.lax.stop_gradient(score).max(-1, keepdims=True, initial=jnp.finfo(score.dtype).min)
     return jnp.exp(score - top)
@@ -341,13 +355,13 @@ def _real(regions, key_mask, lead, size):
     return key_mask if real is None else real & key_mask
 
 
-def _hidden(regions, real, dtype):
-    """What to add to scores `[..., windows, N, M*M, M*M]`: 0, and -inf for pairs that may not meet; None if all may."""
+def _allowed(regions, real):
+    """Which pairs may meet, bool that broadcasts to scores `[..., windows, N, M*M, M*M]`; None if all may."""
     allowed = None if real is None else real[..., None, None, :]
     if regions is not None and (regions != regions[:, :1]).any():
         together = (regions[:, :, None] == regions[:, None])[:, None]
         allowed = together if allowed is None else together & allowed
-    return None if allowed is None else jnp.where(allowed, jnp.zeros((), dtype), -jnp.inf)
+    return None if allowed is None else jnp.asarray(allowed)
 
 
 def _drop(weight, rng, rate):

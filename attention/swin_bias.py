@@ -36,7 +36,7 @@ def relative_position_index(window, table_window=None):
            [4, 3, 2]])
     """
     window, _ = check_window(window, 0)
-    table_window = window if table_window is None else check_window(table_window, 0)[0]
+    table_window = window if table_window is None else check_window(table_window, 0, "table_window")[0]
     if any(m > largest for m, largest in zip(window, table_window, strict=True)):
         raise ValueError(f"table_window: wanted at least the window {window}, got {table_window}")
     rows, columns = np.indices(window).reshape(2, -1)
@@ -92,7 +92,7 @@ def log_spaced_coordinates(window, pretrained_window=None):
     array([-1.057, -0.774,  0.   ,  0.774,  1.057], dtype=float32)
     """
     window, _ = check_window(window, 0)
-    unit = window if pretrained_window is None else check_window(pretrained_window, 0)[0]
+    unit = window if pretrained_window is None else check_window(pretrained_window, 0, "pretrained_window")[0]
     axes = [8 * np.arange(1 - m, m) / max(u - 1, 1) for m, u in zip(window, unit, strict=True)]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
     return (np.sign(x) * np.log2(1 + np.abs(x)) / np.log2(8)).astype(np.float32)
@@ -119,6 +119,10 @@ def cosine_queries_and_keys(query, key, logit_scale):
     [[[0.6..., 0.8...]], [[0.6..., 0.8...]]]
     """
     query, key, logit_scale = (jnp.asarray(x) for x in (query, key, logit_scale))
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key: wanted the width of query, {query.shape[-1]}, got shape {key.shape}")
+    if logit_scale.shape != query.shape[-2:-1]:
+        raise ValueError(f"logit_scale: wanted one number a head, {query.shape[-2:-1]}, got shape {logit_scale.shape}")
     factor = jnp.exp(jnp.minimum(logit_scale.astype(accumulation_dtype(query.dtype)), math.log(100)))
     return (_unit(query) * factor[:, None]).astype(query.dtype), _unit(key).astype(key.dtype)
 

@@ -549,3 +549,51 @@ def test_cosine_of_zero_and_narrow_vectors():
     np.testing.assert_array_equal(np.asarray(key, np.float32), 0.5)
     slope = jax.jit(jax.grad(lambda x: cosine_queries_and_keys(x, x, jnp.zeros(2))[0].sum()))(jnp.zeros((3, 2, 4)))
     assert np.isfinite(slope).all()
+
+
+class TestHiddenPairs:
+    """What stands at pairs that may not meet has no influence, whatever it is: a bias of NaN or inf, a score of inf."""
+
+    @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+    def test_bias_of_padding_regions_and_masked_keys(self, poison):
+        x = jax.random.normal(jax.random.key(0), (1, 2, 2, 1, 3))
+        zeros = jnp.zeros((1, 9, 9))
+        padding = np.array([2, 5, 6, 7, 8])  # of a 2 x 2 image in a window of 3
+        spoilt = zeros.at[:, padding].set(poison).at[:, :, padding].set(poison)
+
+        def loss(bias, x, **settings):
+            return (shifted_window_attention(x, x, x, bias=bias, **settings) ** 2).sum()
+
+        for bias, clean, settings in (
+            (spoilt, zeros, {"window": 3}),
+            (jnp.where(jnp.eye(4, dtype=bool), 0.0, poison)[None], jnp.zeros((1, 4, 4)), {"window": 2, "shift": 1}),
+            (
+                jnp.zeros((1, 4, 4)).at[:, :, 3].set(poison),
+                jnp.zeros((1, 4, 4)),
+                {"window": 2, "key_mask": jnp.array([[[True, True], [True, False]]])},
+            ),
+        ):
+            found, expected = (jax.value_and_grad(loss, argnums=(0, 1))(b, x, **settings) for b in (bias, clean))
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+    def test_score_that_overflows(self):
+        query = jnp.ones((1, 2, 2, 1, 2)).at[0, 0, 0].set(1e20)
+        key = jnp.ones((1, 2, 2, 1, 2)).at[0, 1, 1].set(1e20)
+        out = shifted_window_attention(query, key, jnp.ones_like(query), window=2, shift=1)
+        np.testing.assert_array_equal(out, 1.0)
+
+    @pytest.mark.parametrize(
+        "call, message",
+        [
+            (lambda: window_partition(jnp.ones((4, 4, 1)), 2), "x: wanted"),
+            (lambda: window_merge(jnp.ones((4, 4, 1)), (4, 4), 2), "windows: wanted"),
+            (lambda: window_merge(jnp.ones((4, 4, 1, 1)), 4, 2), "grid: wanted a pair"),
+            (lambda: fit_window((0, 8), 4), "grid: wanted"),
+            (lambda: cosine_queries_and_keys(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3)), "logit_scale: wanted"),
+            (lambda: cosine_queries_and_keys(jnp.ones((2, 3)), jnp.ones((2, 2)), jnp.ones(2)), "key: wanted"),
+            (lambda: log_spaced_coordinates(4, 0), "pretrained_window: wanted"),
+        ],
+    )
+    def test_refusals_name_the_argument(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
