@@ -272,6 +272,7 @@ class TestOtherTasks:
         last = read_rows(tmp_path / "run" / "linear" / "seed0" / "metrics.jsonl")[-1]
         assert last["split"] == "validation" and last["bits_per_masked_byte"] > 0
 
+    @pytest.mark.slow
     def test_rewriting_trains_an_encoder_decoder(self, tmp_path, no_report):
         flags = [f"--workdir={tmp_path / 'run'}", "--config.only=window_encoder,linformer"]
         assert train.main(["train.py", "--config=configs/compare_rewriting.py", *TINY, *flags]) == 0

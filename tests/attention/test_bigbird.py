@@ -107,6 +107,7 @@ def test_a_block_counts_as_often_as_it_is_listed(case):
     assert_dense(attend, times, T, given, causal=given.get("causal", False), **(listed if traced else {}))
 
 
+@pytest.mark.slow
 def test_traced_patterns_do_not_recompile_and_equal_concrete_ones():
     arrays = oracle.inputs(29)[:3]
     attend = functools.partial(bigbird_attention, block_size=3, num_random_blocks=2, **BLOCKWISE)

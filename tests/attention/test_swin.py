@@ -554,7 +554,7 @@ def test_cosine_of_zero_and_narrow_vectors():
 class TestHiddenPairs:
     """What stands at pairs that may not meet has no influence, whatever it is: a bias of NaN or inf, a score of inf."""
 
-    @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+    @pytest.mark.parametrize("poison", [jnp.nan, pytest.param(jnp.inf, marks=pytest.mark.slow)])
     def test_bias_of_padding_regions_and_masked_keys(self, poison):
         x = jax.random.normal(jax.random.key(0), (1, 2, 2, 1, 3))
         zeros = jnp.zeros((1, 9, 9))

@@ -221,6 +221,7 @@ class TestImages:
         assert read("--config.model.width=64", "--config.only=vit_full,vit_axial").model.width == 64
         assert read("--config.model.patch_size=2").model.patch_size == 2
 
+    @pytest.mark.slow
     def test_models_have_about_equally_many_parameters(self):
         config = compare_vision.get_config()
         settings.fill(config, {"data.image_size": 8, "model.channels": 1, "model.num_classes": 10})

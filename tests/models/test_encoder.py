@@ -104,6 +104,7 @@ def test_positions_tell_left_from_right(tiny, tokens, position):
         assert (np.abs(forward - backward) > 1e-3 * np.abs(forward).max()).any()
 
 
+@pytest.mark.slow
 def test_packed_documents_of_a_masked_language_model_are_isolated(tiny, tokens):
     for attention in [case for case in BIDIRECTIONAL if can(case).packing]:
         apply, state = build(tiny(name="encoder", attention=ATTENTION[attention], depth=1, **MASKED_LM))
@@ -114,6 +115,7 @@ def test_packed_documents_of_a_masked_language_model_are_isolated(tiny, tokens):
         assert (before[:, :5] != after[:, :5]).any(-1).all(), attention
 
 
+@pytest.mark.slow
 def test_reversible_and_scan_and_remat_compute_what_they_should(tiny, tokens, key_mask):
     base = {"name": "encoder", "dropout": 0.3, "attention_dropout": 0.2}
     wanted = value_and_gradient(tiny(**base), tokens, key_mask=key_mask, rng=jax.random.key(3))
@@ -150,6 +152,7 @@ def test_the_decoder_does_not_look_ahead(tiny, tokens, inside):
     assert (before[:, 7:] != after[:, 7:]).any(-1).all()
 
 
+@pytest.mark.slow
 def test_encoder_decoder_parts_differ_as_the_config_says(tiny, tokens):
     """Source and target may have their own lengths, depths and variants; reversible layers reach the encoder too."""
     config = tiny(

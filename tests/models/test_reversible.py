@@ -88,6 +88,7 @@ def temporary_bytes(config, length=128):
     return jax.jit(loss).lower(state, tokens).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_the_gradient_does_not_grow_with_depth(tiny):
     """Temporary bytes of the compiled gradient at depth 2, 8 and 32; those of an ordinary stack grow with every layer.
 

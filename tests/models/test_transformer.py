@@ -106,6 +106,7 @@ UNROLLED, REMAT = {"scan_layers": False}, {"remat": True}
 
 
 @pytest.mark.parametrize("position, changes", [("rope", [UNROLLED, REMAT]), ("t5", [UNROLLED | REMAT])])
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing(tiny, tokens, position, changes):
     base = {"position": position, "dropout": 0.3, "attention_dropout": 0.2}
     wanted = value_and_gradient(tiny(**base), tokens, rng=jax.random.key(3))

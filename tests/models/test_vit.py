@@ -265,7 +265,14 @@ def test_biases_and_norms_do_not_decay():
     state = nnx.eval_shape(lambda: nnx.state(ViT(tiny(), length=SIDE, rngs=nnx.Rngs(0))))
     decays = jax.tree_util.tree_leaves_with_path(is_matrix(nnx.to_pure_dict(state)))
     kept = {path[-1].key for path, decay in decays if not decay}
-    assert kept == {"class_token", "scale", "bias", *(f"{n}_bias" for n in ("query", "key", "value", "out", "into"))}
+    assert kept == {
+        "class_token",
+        "positions",
+        "registers",
+        "scale",
+        "bias",
+        *(f"{n}_bias" for n in ("query", "key", "value", "out", "into")),
+    }
 
 
 WRONG = [
