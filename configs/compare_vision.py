@@ -4,6 +4,18 @@ python train.py --config=configs/compare_vision.py                            # 
 python train.py --config=configs/compare_vision.py:fashion-mnist --config.data.dir=DATA_DIR    # its own budget, below
 python train.py --config=configs/compare_vision.py --config.data.name=path --config.data.path=FOLDER \
     --config.data.image_size=32 --workdir=runs/mine                           # yours: one folder a class
+
+Measured by the first command on 2026-11-24, AMD EPYC, two cores with other training beside, 8 min 37 s, 594 s of CPU
+time, one seed; accuracy on 382 digits by other writers: axial 0.961 +- 0.010, vit_axial 0.955, swin 0.942,
+swin_no_shift 0.937, vit_full 0.914, axial_content_only 0.777, vit_window 0.736, swin_no_bias 0.678; linear 0.864. So
+position pays most at this budget: the vectors for distances of the axial model +0.183, Swin's relative bias +0.264;
+the shift's +0.005 is within the error.
+
+Fashion-MNIST, 10,000 test images, the same day, each on one crowded core, compiling and judging included:
+python train.py --config=configs/compare_vision.py:fashion-mnist --config.data.dir=DATA_DIR --config.scaling.seconds=0
+    --config.only=vit_full --config.model.patch_size=4 --config.train.steps=8000    0.887 +- 0.003, 961 s of CPU time
+    --config.only=swin --config.train.steps=8000                                    0.909 +- 0.003, 1,271 s of CPU time
+Three seeds of 1,000 steps: swin 0.8471 +- 0.0036, swin_no_shift 0.8470 +- 0.0011: not resolved.
 """
 
 from ml_collections import ConfigDict
