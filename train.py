@@ -105,11 +105,8 @@ def compare(config, workdir, corpus, command):
 
 def train(config, corpus, workdir, label, seed, progress, interrupt):
     """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
-    from experiment.learner import (
-        make_learner,
-        make_step,
-        weights,
-    )  # with Flax and optax, which no wrong flag should wait for
+    # With Flax and optax, which no wrong flag should wait for.
+    from experiment.learner import make_learner, make_step, weights
 
     folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
     length = settings.size(config)

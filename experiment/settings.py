@@ -172,8 +172,8 @@ def _check_effect(argv, config):
                 f"--config.{field}: every variant sets its own; change config.variants.{own[0]}.{field}, or drop the "
                 "variants with --config.variants={}"
             )
-        wanted = [label.strip() for label in config.only.split(",") if label.strip()] or list(changes)
-        if left := [label for label in own if label in wanted]:
+        wanted = _wanted(config)
+        if left := [label for label in own if not wanted or label in wanted]:
             raise SettingsError(
                 f"--config.{field}: would not reach {', '.join(left)}, which differ in it; choose others with "
                 f"--config.only, or change config.variants.{left[0]}.{field} and those of the rest"
@@ -289,13 +289,18 @@ def _adopted(shared, change):
 def selected(config):
     """Labels that `config.only` picks, in the order of the config."""
     labels = list(variants(config))
-    wanted = [label.strip() for label in config.only.split(",") if label.strip()] or labels
+    wanted = _wanted(config) or labels
     for label in wanted:
         if label not in labels:
             raise SettingsError(
                 f"config.only={config.only!r}: unknown variant {label!r}, want some of {', '.join(labels)}"
             )
     return [label for label in labels if label in wanted]
+
+
+def _wanted(config):
+    """The labels in `config.only`; none for all."""
+    return [label.strip() for label in config.only.split(",") if label.strip()]
 
 
 def seeds(config):

@@ -14,13 +14,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.text import cross_entropy, ngram_bits, standard_library, visible_files
+from tasks.text import DATA, SIZE, UNIT, cross_entropy, ngram_bits, standard_library, tokens, visible_files
+
+__all__ = ["DATA", "SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
 MODELS = ("encoder",)
 VOCABULARY = 256  # the bytes
-DATA = ("name", "path", "dir", "length", "validation_bytes")
-SIZE, UNIT = "length", "tokens"
 PACKAGES = 6  # classes of the default source: so many are learnt in half a minute on two cores
 MIN_FILES = 4  # a package with fewer has too little to hold out
 GENERATED = ("encodings",)  # tables written by one program: near copies, which one side would learn from the other
@@ -113,11 +113,6 @@ def describe(corpus, length):
         "validation_examples": len(validation(corpus, length)[1]),
         "baselines": baselines(corpus, length),
     }
-
-
-def tokens(length):
-    """An example has `length` tokens."""
-    return length
 
 
 def fields(corpus):

@@ -10,15 +10,15 @@ import hashlib
 import jax.numpy as jnp
 import numpy as np
 
-from tasks.text import cross_entropy
+from tasks.text import DATA, SIZE, UNIT, cross_entropy, tokens
+
+__all__ = ["DATA", "SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
 
 METRIC = {"name": "validation token accuracy", "higher_is_better": True}
 MODELS = ("encoder_decoder",)
 LETTERS = 32
 START = LETTERS  # what the decoder reads before it has written anything
 VOCABULARY = LETTERS + 1
-DATA = ("name", "path", "dir", "length", "validation_bytes")
-SIZE, UNIT = "length", "tokens"
 HELD_OUT = 8  # one source in so many is for the judgement alone: those whose letters sum to a multiple of it
 VALIDATION_SEED = 0  # the same sources are judged on every time
 
@@ -61,11 +61,6 @@ def describe(corpus, length):
         "validation_examples": len(validation(corpus, length)[1]),
         "baselines": {"chance": 1 / LETTERS},
     }
-
-
-def tokens(length):
-    """An example has `length` tokens."""
-    return length
 
 
 def fields(corpus):

@@ -13,13 +13,15 @@ import hashlib
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.images import SIZE, UNIT, tokens
 from tasks.text import cross_entropy
+
+__all__ = ["SIZE", "UNIT", "tokens"]  # as they are in `tasks.images`
 
 METRIC = {"name": "validation mean IoU", "higher_is_better": True}
 MODELS = ("swin", "axial")
 VOCABULARY = 0  # images are no tokens
 DATA = ("name", "image_size", "num_shapes", "noise", "validation_images")
-SIZE, UNIT = "image_size", "images"
 JUDGEMENT = 1  # last word of Philox's counter for the scenes of the judgement; those of training count from 0
 PICTURES = 6  # validation scenes in the report
 RADII = 0.12, 0.3  # of a shape's outer circle, as shares of the canvas
@@ -103,11 +105,6 @@ def describe(corpus, length):
         "validation_examples": corpus.validation_images,
         "baselines": baselines(corpus, length),
     }
-
-
-def tokens(length):
-    """An example has `length` x `length` pixels."""
-    return length**2
 
 
 def fields(corpus):
