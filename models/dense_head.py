@@ -1,10 +1,10 @@
 """The head of semantic segmentation: a class for every pixel, from the feature maps of a backbone."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import gelu, layer_norm, normal
+from models.layers import gelu, layer_norm
+from models.vision import Classifier
 
 
 class DenseHead(nnx.Module):
@@ -30,8 +30,7 @@ class DenseHead(nnx.Module):
         self.dtype, head_width = config.dtype, config.head_width
         self.projections = nnx.List([nnx.Linear(width, head_width, dtype=self.dtype, rngs=rngs) for width in widths])
         self.norm = layer_norm(head_width, config, rngs)
-        self.classes = normal(rngs, (head_width, config.num_classes))
-        self.classes_bias = nnx.Param(jnp.zeros(config.num_classes))
+        self.classes = Classifier(head_width, config.num_classes, rngs=rngs)
 
     def __call__(self, features, shape):
         """Logits of every pixel.
@@ -52,9 +51,7 @@ class DenseHead(nnx.Module):
         maps = [
             resize(project(x.astype(self.dtype)), finest) for project, x in zip(self.projections, features, strict=True)
         ]
-        x = gelu(self.norm(sum(maps)))
-        logits = jnp.einsum("bhwd,dc->bhwc", x, self.classes.astype(x.dtype), preferred_element_type=jnp.float32)
-        return resize(logits + self.classes_bias[...], shape)
+        return resize(self.classes(gelu(self.norm(sum(maps)))), shape)
 
 
 def resize(x, shape):

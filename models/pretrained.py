@@ -162,7 +162,24 @@ def _shared(settings):
 # Tensors that follow from the config; older files hold them.
 BUFFERS = re.compile(r"relative_(position_index|coords_table)$")
 
-SWIN_BLOCK = "swin.encoder.layers.{stage}.blocks.{block}."
+
+def _block(ours, theirs, inner, more=()):
+    """Names of the parameters of a block: before them `ours` and `theirs`; `inner` is their module of the heads."""
+    linear = {
+        **{f"attention.{name}": f"attention.{inner}.{name}" for name in ("query", "key", "value")},
+        "attention.out": "attention.output.dense",
+        "mlp.into": "intermediate.dense",
+        "mlp.out": "output.dense",
+    }
+    norms = {"attention_norm": "layernorm_before", "mlp_norm": "layernorm_after"}
+    names = {f"{name}_bias": f"{module}.bias" for name, module in linear.items()}
+    names |= {name: f"{module}.weight" for name, module in linear.items()}
+    names |= {f"{name}.scale": f"{module}.weight" for name, module in norms.items()}
+    names |= {f"{name}.bias": f"{module}.bias" for name, module in norms.items()}
+    more = {f"attention.{name}": f"attention.{inner}.{module}" for name, module in dict(more).items()}
+    return {ours + name: theirs + module for name, module in (names | more).items()}
+
+
 SWIN = {
     "embedding.embedding": "swin.embeddings.patch_embeddings.projection.weight",
     "embedding.bias": "swin.embeddings.patch_embeddings.projection.bias",
@@ -175,35 +192,20 @@ SWIN = {
     "norm.bias": "swin.layernorm.bias",
     "head.classes": "classifier.weight",
     "head.bias": "classifier.bias",
-} | {
-    f"stages.{{stage}}.blocks.{ours}": SWIN_BLOCK + theirs
-    for ours, theirs in {
-        "attention_norm.scale": "layernorm_before.weight",
-        "attention_norm.bias": "layernorm_before.bias",
-        "attention.query": "attention.self.query.weight",
-        "attention.query_bias": "attention.self.query.bias",
-        "attention.key": "attention.self.key.weight",
-        "attention.key_bias": "attention.self.key.bias",
-        "attention.value": "attention.self.value.weight",
-        "attention.value_bias": "attention.self.value.bias",
-        "attention.out": "attention.output.dense.weight",
-        "attention.out_bias": "attention.output.dense.bias",
-        "attention.position.relative_bias": "attention.self.relative_position_bias_table",  # version 1
-        "attention.log_scale": "attention.self.logit_scale",  # version 2, like the next three
-        "attention.position.position_into": "attention.self.continuous_position_bias_mlp.0.weight",
-        "attention.position.position_into_bias": "attention.self.continuous_position_bias_mlp.0.bias",
-        "attention.position.position_out": "attention.self.continuous_position_bias_mlp.2.weight",
-        "mlp_norm.scale": "layernorm_after.weight",
-        "mlp_norm.bias": "layernorm_after.bias",
-        "mlp.into": "intermediate.dense.weight",
-        "mlp.into_bias": "intermediate.dense.bias",
-        "mlp.out": "output.dense.weight",
-        "mlp.out_bias": "output.dense.bias",
-    }.items()
-}
+} | _block(
+    "stages.{stage}.blocks.",
+    "swin.encoder.layers.{stage}.blocks.{block}.",
+    "self",
+    {
+        "position.relative_bias": "relative_position_bias_table",  # version 1
+        "log_scale": "logit_scale",  # version 2, like the next three
+        "position.position_into": "continuous_position_bias_mlp.0.weight",
+        "position.position_into_bias": "continuous_position_bias_mlp.0.bias",
+        "position.position_out": "continuous_position_bias_mlp.2.weight",
+    },
+)
 SWIN_V2 = {ours: theirs.replace("swin.", "swinv2.", 1) for ours, theirs in SWIN.items()}
 
-VIT_BLOCK = "vit.encoder.layer.{block}."
 VIT = {
     "embedding.embedding": "vit.embeddings.patch_embeddings.projection.weight",
     "embedding.bias": "vit.embeddings.patch_embeddings.projection.bias",
@@ -213,27 +215,7 @@ VIT = {
     "norm.bias": "vit.layernorm.bias",
     "head.classes": "classifier.weight",
     "head.bias": "classifier.bias",
-} | {
-    f"blocks.{ours}": VIT_BLOCK + theirs
-    for ours, theirs in {
-        "attention_norm.scale": "layernorm_before.weight",
-        "attention_norm.bias": "layernorm_before.bias",
-        "attention.query": "attention.attention.query.weight",
-        "attention.query_bias": "attention.attention.query.bias",
-        "attention.key": "attention.attention.key.weight",
-        "attention.key_bias": "attention.attention.key.bias",
-        "attention.value": "attention.attention.value.weight",
-        "attention.value_bias": "attention.attention.value.bias",
-        "attention.out": "attention.output.dense.weight",
-        "attention.out_bias": "attention.output.dense.bias",
-        "mlp_norm.scale": "layernorm_after.weight",
-        "mlp_norm.bias": "layernorm_after.bias",
-        "mlp.into": "intermediate.dense.weight",
-        "mlp.into_bias": "intermediate.dense.bias",
-        "mlp.out": "output.dense.weight",
-        "mlp.out_bias": "output.dense.bias",
-    }.items()
-}
+} | _block("blocks.", "vit.encoder.layer.{block}.", "attention")
 
 # `model_type` of a config.json -> (its settings -> (our config, side of the images), our names -> theirs).
 FORMATS = {

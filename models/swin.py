@@ -12,7 +12,7 @@ from attention.checks import split_rng
 from attention.swin import fit_window
 from models.block import drop_path, drop_path_rates
 from models.dense_head import DenseHead
-from models.layers import dropout, gelu, layer_norm, normal, product
+from models.layers import dropout, gelu, layer_norm, normal, product, zeros
 from models.vision import Classifier, PatchEmbedding, check_images, pad_to_multiple
 from models.vision_config import check, check_filled, patch_of
 from models.window_attention import WindowAttention
@@ -232,8 +232,8 @@ class MLP(nnx.Module):
     """
 
     def __init__(self, width, hidden, *, rngs):
-        self.into, self.into_bias = normal(rngs, (width, hidden)), nnx.Param(jnp.zeros(hidden))
-        self.out, self.out_bias = normal(rngs, (hidden, width)), nnx.Param(jnp.zeros(width))
+        self.into, self.into_bias = normal(rngs, (width, hidden)), zeros(hidden)
+        self.out, self.out_bias = normal(rngs, (hidden, width)), zeros(width)
 
     def __call__(self, x):
         hidden = gelu(product(x, self.into) + self.into_bias.astype(x.dtype))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import normal, product
+from models.layers import normal, product, zeros
 from models.vision_config import patch_of
 
 
@@ -26,7 +26,7 @@ class PatchEmbedding(nnx.Module):
         self.patch, self.dtype = patch_of(config, length), config.dtype
         fan_in = self.patch**2 * config.channels
         self.embedding = normal(rngs, (fan_in, config.width), fan_in**-0.5)  # row, column, channel within the patch
-        self.bias = nnx.Param(jnp.zeros(config.width))
+        self.bias = zeros(config.width)
 
     def __call__(self, images):
         """[B, height, width, channels] -> [B, ceil(height / P), ceil(width / P), features]."""
@@ -48,7 +48,7 @@ class Classifier(nnx.Module):
 
     def __init__(self, width, num_classes, *, rngs):
         self.classes = normal(rngs, (width, num_classes))
-        self.bias = nnx.Param(jnp.zeros(num_classes))
+        self.bias = zeros(num_classes)
 
     def __call__(self, x):
         """[..., width] -> [..., num_classes]."""

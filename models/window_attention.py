@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from attention import swin, swin_bias
-from models.layers import normal, product
+from models.layers import normal, product, zeros
 
 POSITION_WIDTH = 512  # hidden numbers of version 2's map from distances to biases (Liu et al. 2022, the authors' code)
 
@@ -33,10 +33,10 @@ class WindowAttention(nnx.Module):
         self.version, self.rate = config.version, config.attention_dropout
         heads = num_heads, width // num_heads
         self.query, self.key, self.value = (normal(rngs, (width, *heads)) for _ in range(3))
-        self.query_bias, self.value_bias = (nnx.Param(jnp.zeros(heads)) for _ in range(2))
-        self.out, self.out_bias = normal(rngs, (*heads, width)), nnx.Param(jnp.zeros(width))
+        self.query_bias, self.value_bias = (zeros(*heads) for _ in range(2))
+        self.out, self.out_bias = normal(rngs, (*heads, width)), zeros(width)
         if self.version == 1:
-            self.key_bias = nnx.Param(jnp.zeros(heads))
+            self.key_bias = zeros(*heads)
         else:
             self.log_scale = nnx.Param(jnp.full(num_heads, jnp.log(10.0)))
         self.biased = bool(config.attention.relative_bias)
@@ -113,7 +113,7 @@ class PositionNetwork(nnx.Module):
     def __init__(self, num_heads, window, *, rngs):
         self.window = window
         self.position_into = normal(rngs, (2, POSITION_WIDTH))
-        self.position_into_bias = nnx.Param(jnp.zeros(POSITION_WIDTH))
+        self.position_into_bias = zeros(POSITION_WIDTH)
         self.position_out = normal(rngs, (POSITION_WIDTH, num_heads))
 
     def __call__(self, window):

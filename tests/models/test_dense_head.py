@@ -36,7 +36,7 @@ def test_equals_its_formula(head):
     )
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + EPSILON)
     tail = np.vectorize(lambda y: 0.5 * (1 + math.erf(y / math.sqrt(2))))(y)
-    wanted = y * tail @ np.asarray(head.classes, np.float64)
+    wanted = y * tail @ np.asarray(head.classes.classes, np.float64)
     np.testing.assert_allclose(
         jax.jit(lambda maps: head(maps, (4, 3)))(features), wanted, rtol=0, atol=1e-5 * abs(wanted).max()
     )
