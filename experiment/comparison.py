@@ -7,8 +7,7 @@ import platform
 import jax
 import numpy as np
 
-from experiment import estimate, settings
-from experiment.findings import not_better_than_baseline
+from experiment import estimate, findings, settings
 from experiment.measure import spread
 from experiment.records import read_arrays, read_json, read_rows
 from tasks import TASKS
@@ -67,7 +66,7 @@ def compare(workdir, config, metric, data, results):
       data: the task's `describe`, with the baselines of the length that was judged at.
       results: from `results`.
     """
-    pieces = TASKS[config.task].UNIT if TASKS[config.task].UNIT == "images" else "files"
+    pieces = findings.pieces({"unit": unit(config), "data": data})
     everything, configs = [result for found in results.values() for result in found], settings.variants(config)
     variants = []
     for label, found in results.items():
@@ -87,7 +86,7 @@ def compare(workdir, config, metric, data, results):
         "data": {name: value for name, value in data.items() if name != "baselines"},
         "variants": variants,
     }
-    weak = not_better_than_baseline(table)
+    weak = findings.not_better_than_baseline(table)
     for variant in variants:
         variant["beats_baselines"] = variant["quality"]["mean"] is not None and variant not in weak
     return table
