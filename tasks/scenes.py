@@ -246,8 +246,9 @@ def _judgement():
 
 
 def _mean_iou(labels, answers):
+    """Over the classes that occur in a label or an answer, as the variants are judged."""
     both, either = (np.asarray(found).sum(0, dtype=np.float64) for found in overlaps(labels, answers))
-    return float(np.mean(both / either))
+    return float(np.mean(both[either > 0] / either[either > 0]))
 
 
 def _colors(images):

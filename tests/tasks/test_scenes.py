@@ -153,6 +153,10 @@ class TestScore:
             want.append(both / either)
         assert scenes._mean_iou(labels, answers) == pytest.approx(np.mean(want), rel=1e-12)
 
+    def test_baselines_of_scenes_without_some_class_are_numbers(self):
+        few = scenes.load(data_config(num_shapes=1, validation_images=2))  # two scenes hold two of the five shapes
+        assert all(0 < value < 1 for value in scenes.baselines(few, SIZE).values())
+
 
 def test_pictures_show_scenes_and_answers(corpus):
     model = lambda pixels, rng=None: jnp.stack([pixels[..., 0], pixels[..., 1]], -1)  # noqa: E731
