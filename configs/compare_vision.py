@@ -21,10 +21,7 @@ swin_no_bias 0.8346 +- 0.0017.
 
 from ml_collections import ConfigDict
 
-from models.vision_config import preset
-
-# Fields of every image model: said once, for all variants.
-SHARED = ("channels", "num_classes", "patch_size", "dropout", "drop_path", "dtype", "remat")
+from models.vision_config import PUBLISHED, SIZES, preset
 
 # What `compare_vision.py:NAME` changes for a data set: larger images, more of them, so a longer budget.
 LARGER = {  # 28 or 32 pixels a side, hence 14 x 14 or 16 x 16 patches; too few epochs to learn any image by heart
@@ -119,6 +116,5 @@ def _vit(name, **settings):
 
 def _other(name, size, **settings):
     """Another model, with some settings of its attention changed; what all models have stays as it is shared."""
-    model = preset(name, "tiny", **size).to_dict()
-    own = {field: value for field, value in model.items() if field == "name" or field not in SHARED}
-    return {"model": own | {"attention": model["attention"] | settings}}
+    own = {"name": name, **PUBLISHED[name], **SIZES[name]["tiny"], **size}
+    return {"model": own | {"attention": own["attention"] | settings}}

@@ -65,7 +65,6 @@ FIELDS = {
 SIZES = {
     "vit": {
         "tiny": {
-            "patch_size": 0,
             "width": 64,
             "depth": 4,
             "num_heads": 4,
@@ -79,7 +78,7 @@ SIZES = {
     },
     # Liu et al. 2021, section 3.3, with windows of 7 at 224 pixels.
     "swin": {
-        "tiny": {"patch_size": 0, "width": 32, "depths": (2, 2), "num_heads": (2, 4)},
+        "tiny": {"width": 32, "depths": (2, 2), "num_heads": (2, 4)},
         "T": {"patch_size": 4, "width": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
         "S": {"patch_size": 4, "width": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
         "B": {"patch_size": 4, "width": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
