@@ -6,6 +6,11 @@ python train.py --config=configs/compare_segmentation.py --config.data.image_siz
 
 Axial-DeepLab (Wang et al. 2020, arXiv:2003.07853) is a segmentation model; here its backbone and Swin's carry the same
 dense head.
+
+Measured by the first command on 2026-11-24, AMD EPYC, two cores, 6 min 40 s, 522 s of CPU time, one seed; mean IoU over
+six classes on 256 scenes: axial 0.413 +- 0.008, swin 0.288, swin_no_bias 0.271, swin_no_shift 0.255,
+axial_content_only 0.254 (errors 0.004 to 0.008); all background, or the class of the pixel's colour, 0.133. Position
+is what pays here, as on digits: the vectors for distances +0.159, Swin's shift +0.033, its relative bias +0.017.
 """
 
 from ml_collections import ConfigDict
