@@ -19,9 +19,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiment import checkpoint, comparison, generate, settings
+from experiment import checkpoint, comparison, generate, groups, settings
 from experiment.devices import split_rows
-from experiment.estimate import ratio
+from experiment.estimate import per_piece, ratio
 from experiment.records import read_json, write_json
 from tasks import TASKS
 
@@ -73,7 +73,7 @@ def finished(workdir):
     Raises:
       SettingsError: no comparison there, or none of its variants is finished.
     """
-    stored = read_json(workdir / "config.json")
+    stored = settings.from_json(read_json(workdir / "config.json"))
     if stored is None or "variants" not in stored:
         raise settings.SettingsError(
             f"--workdir={workdir}: no comparison there; train one with train.py --workdir={workdir}"
@@ -94,7 +94,7 @@ def judge_again(run, config, workdir, corpus, length):
         return run
     learner, weights = trained(run, config, workdir)
     try:
-        return run | judge(scorer(learner, TASKS[config.task]), weights, corpus, length, config)
+        return run | judge(learner, scorer(learner, TASKS[config.task]), weights, corpus, length, config)
     except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
         warn(f"{run['label']}: {error}")
         return run | {"error": str(error), "quality": None}
@@ -111,17 +111,15 @@ def write_texts(values, workdir, config, results):
 
 
 def trained(run, config, workdir):
-    """The learner of a finished run, and the weights in its newest checkpoint."""
-    from experiment.learner import make_learner, weights  # with Flax and optax, which no wrong flag should wait for
+    """The learner of a finished run, and the weights that it is judged with, from its newest checkpoint."""
+    from experiment.learner import judged, make_learner  # with Flax and optax, which no wrong flag should wait for
 
     folder = comparison.folder(workdir, run["label"], run["seed"]) / "checkpoints"
     learner = make_learner(config, run["seed"])
     step, state = checkpoint.restore(folder, learner.state, warn)
-    if step != config.train.steps:
-        raise settings.SettingsError(
-            f"{folder}: wanted the checkpoint of step {config.train.steps}, found {step or 'none'}"
-        )
-    return learner, weights(state)
+    if step != run["steps"]:
+        raise settings.SettingsError(f"{folder}: wanted the checkpoint of step {run['steps']}, found {step or 'none'}")
+    return learner, judged(state)
 
 
 def warn(line):
@@ -129,19 +127,33 @@ def warn(line):
     print(f"warning: {' '.join(line.split())}", file=sys.stderr)
 
 
-def judge(score, weights, corpus, length, config):
-    """Quality of a model on all validation examples of `length`, as fields of result.json."""
+def judge(learner, score, weights, corpus, length, config):
+    """Quality of a model on all validation examples of `length`, as fields of result.json.
+
+    Args:
+      learner: whose structure the model has.
+      score: from `scorer`.
+      weights: of the model.
+      corpus: of the task.
+      length: size of the examples.
+      config: the full config of the variant.
+    """
     task = TASKS[config.task]
     examples, owners = task.validation(corpus, length)
-    sums, seconds = evaluate(score, weights, examples, owners, config.train.batch_size)
-    losses, counts, amounts, sizes = sums
+    parts = uploaded(examples, len(owners), config.train.batch_size, split_rows(weights))
+    rows, seconds = evaluate(score, weights, parts, len(owners))
+    losses, counts, amounts, sizes = (per_piece(each, owners) for each in rows)
     quality, stderr = ratio(amounts, sizes)
+    grouped = task.groups(corpus, length) if hasattr(task, "groups") else {}
+    details = task.details(learner.model(weights), corpus, length) if hasattr(task, "details") else {}
     return {
         "quality": quality,
         "stderr": stderr,
         "loss": float(losses.sum() / counts.sum()),
         "amounts": amounts.tolist(),
         "sizes": sizes.tolist(),
+        "groups": groups.sums(rows[1:], owners, grouped),
+        "details": {name: float(value) for name, value in details.items()},
         "forward_tokens": config.train.batch_size * task.tokens(length),
         "forward_seconds": float(np.median(seconds[1:] or seconds)),  # the first call may have compiled
     }
@@ -152,35 +164,38 @@ def scorer(learner, task):
     return jax.jit(lambda weights, examples: task.score(learner.model(weights), examples))
 
 
-def evaluate(score, weights, examples, owners, batch_size):
-    """What a model gets right, or needs, for each validation piece.
+def uploaded(examples, count, batch_size, sharding):
+    """Yields examples in parts of `batch_size` rows, on the device.
+
+    Args:
+      examples: {name: array [count, ...]} of the task.
+      count: number of rows.
+      batch_size: rows of a part; the last one is filled up with rows from the beginning, which do not count.
+      sharding: of the rows over the devices.
+    """
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size) % count
+        yield jax.block_until_ready(jax.device_put({name: array[rows] for name, array in examples.items()}, sharding))
+
+
+def evaluate(score, weights, parts, count):
+    """What a model gets right, or needs, for each validation row.
 
     Args:
       score: from `scorer`.
       weights: of the model, see `experiment.learner.weights`.
-      examples: {name: array [rows, ...]} of the task.
-      owners: int [rows], the piece that each row belongs to.
-      batch_size: rows scored at once; the last batch is filled up with rows from the beginning, which do not count.
+      parts: from `uploaded`; a list of them may be looked at again and again.
+      count: number of rows.
 
     Returns:
-      ((sums of losses [pieces], counts [pieces], the metric [pieces] or [pieces, K], weights likewise), seconds of each
-      batch).
+      ((losses [count], counts [count], the metric [count] or [count, K], weights likewise), seconds of each part).
     """
-    sharding, found, seconds = split_rows(weights), [], []
-    for start in range(0, len(owners), batch_size):
-        rows = np.arange(start, start + batch_size) % len(owners)
-        part = {name: array[rows] for name, array in examples.items()}
-        part = jax.block_until_ready(jax.device_put(part, sharding))
+    found, seconds = [], []
+    for part in parts:
         begin = time.perf_counter()
         found.append(jax.device_get(score(weights, part)))
         seconds.append(time.perf_counter() - begin)
-    return tuple(_per_piece(np.concatenate(rows)[: len(owners)], owners) for rows in zip(*found, strict=True)), seconds
-
-
-def _per_piece(rows, owners):
-    sums = np.zeros((owners.max() + 1, *rows.shape[1:]))
-    np.add.at(sums, owners, rows)
-    return sums
+    return tuple(np.concatenate(rows)[:count] for rows in zip(*found, strict=True)), seconds
 
 
 if __name__ == "__main__":

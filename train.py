@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from eval import evaluate, judge, scorer, trained
-from experiment import checkpoint, comparison, measure, settings
+from eval import evaluate, judge, scorer, trained, uploaded
+from experiment import checkpoint, comparison, groups, measure, settings
 from experiment.devices import data_mesh, split_rows
-from experiment.estimate import ratio
+from experiment.estimate import per_piece, ratio
 from experiment.findings import metric_words
 from experiment.progress import Interrupt, Progress
 from experiment.records import Metrics, read_json, write_arrays, write_json
@@ -106,17 +106,13 @@ def compare(config, workdir, corpus, command):
 def train(config, corpus, workdir, label, seed, progress, interrupt):
     """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
     # With Flax and optax, which no wrong flag should wait for.
-    from experiment.learner import make_learner, make_step, weights
+    from experiment import stopping
+    from experiment.learner import judged, make_learner, make_step, weights
 
     folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
     length = settings.size(config)
     if (folder / "result.json").exists():
         return progress.skip(budget.steps)
-
-    # Task: a fixed part of the validation examples, evenly spread, to look at on the way.
-    examples, owners = task.validation(corpus, length)
-    some = np.linspace(0, len(owners) - 1, min(budget.evaluate_examples, len(owners))).round().astype(int)
-    glance = {name: array[some] for name, array in examples.items()}, owners[some]
 
     # Model, optimiser, and the one step that changes them; the newest checkpoint that is whole.
     learner = make_learner(config, seed)
@@ -125,18 +121,16 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     state = state or learner.state
     progress.skip(step)
 
-    def batch(step):
-        shape = budget.accumulate, budget.batch_size // budget.accumulate
-        arrays = task.batch(corpus, seed, step, budget.batch_size, length)
-        parts = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
-        return jax.device_put(parts, split_rows(state["params"], axis=1))
-
+    # Task: batches to learn from, and what to look at on the way.
+    batch = batches(config, corpus, seed, split_rows(state["params"], axis=1))
+    look = glance(config, corpus, score, split_rows(state["params"]))
     program = measure.compile(make_step(learner, task.score), state, batch(step))
 
     # Loop: a signal waits for the end of the step and for its checkpoint.
-    error, size = None, budget.batch_size * task.tokens(length)
+    error, size, sign = None, budget.batch_size * task.tokens(length), 1 if task.METRIC["higher_is_better"] else -1
+    done = step == budget.steps or stopping.over(state, budget.patience)
     with Metrics(folder, step, metric_words(task.METRIC).replace(" ", "_")) as metrics, interrupt.hold():
-        while step < budget.steps:
+        while not done:
             arrays = jax.block_until_ready(batch(step))
             begin = time.perf_counter()
             state, numbers = program.call(state, arrays)
@@ -148,25 +142,67 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
                 error = diverged(step, numbers, folder / "checkpoints")
                 break
             if step % budget.evaluate_every == 0 or step == budget.steps:
-                (losses, counts, amounts, sizes), _ = evaluate(score, weights(state), *glance, budget.batch_size)
-                metrics.validation(ratio(amounts, sizes)[0], losses.sum() / counts.sum())
-            if step % budget.checkpoint_every == 0 or step == budget.steps or interrupt.pending:
+                metric, loss = look(weights(state))
+                metrics.validation(metric, loss)
+                if budget.patience:
+                    state |= {"stopping": stopping.looked(state["stopping"], weights(state), step, sign * metric, loss)}
+            done = step == budget.steps or stopping.over(state, budget.patience)
+            if step % budget.checkpoint_every == 0 or done or interrupt.pending:
                 metrics.sync()
                 checkpoint.save(folder / "checkpoints", step, state, budget.keep_checkpoints)
             if interrupt.pending:
                 interrupt.leave()
+    progress.skip(budget.steps - step)
 
     # Judgement, on every validation example.
     quality = {}
     if not error:
         progress.phase(f"judging {label}")
-        quality = judge(score, weights(state), corpus, length, config)
+        quality = judge(learner, score, judged(state), corpus, length, config)
         if not math.isfinite(quality["loss"]):
             error, quality = f"validation loss is {quality['loss']} after {step} steps", {}
     if error:
         progress.warn(f"{label}: {error}")
-    result = comparison.result(label, seed, error, program, state["params"], metrics, quality)
-    write_json(folder / "result.json", result)
+    write_json(folder / "result.json", comparison.result(label, seed, error, program, state, metrics, quality))
+
+
+def batches(config, corpus, seed, sharding):
+    """Returns a function: step -> its training examples on the device, [accumulate, rows, ...].
+
+    Examples that are the very object of the step before, such as a whole graph, are not copied again.
+    """
+    task, budget, length = TASKS[config.task], config.train, settings.size(config)
+    shape = budget.accumulate, budget.batch_size // budget.accumulate
+    last = None, None
+
+    def batch(step):
+        nonlocal last
+        arrays = task.batch(corpus, seed, step, budget.batch_size, length)
+        if arrays is not last[0]:
+            parts = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+            last = arrays, jax.device_put(parts, sharding)
+        return last[1]
+
+    return batch
+
+
+def glance(config, corpus, score, sharding):
+    """Returns a function: weights -> (metric, loss) on examples that stay on the device.
+
+    They are the task's development data, or a part of the judgement: at most `evaluate_examples`, evenly spread.
+    """
+    task, budget = TASKS[config.task], config.train
+    examples, owners = getattr(task, "development", task.validation)(corpus, settings.size(config))
+    some = np.linspace(0, len(owners) - 1, min(budget.evaluate_examples, len(owners))).round().astype(int)
+    examples, owners = {name: array[some] for name, array in examples.items()}, owners[some]
+    parts = list(uploaded(examples, len(owners), budget.batch_size, sharding))
+
+    def look(weights):
+        rows, _ = evaluate(score, weights, parts, len(owners))
+        losses, counts, amounts, sizes = (per_piece(each, owners) for each in rows)
+        return ratio(amounts, sizes)[0], losses.sum() / counts.sum()
+
+    return look
 
 
 def depict(config, corpus, workdir, results, progress):
@@ -192,11 +228,13 @@ def diverged(step, numbers, folder):
 
 
 def report(table, workdir, config):
-    """Writes figures, page and CSV, and last of all comparison.json, whose presence says that everything is there."""
+    """Writes figures, page and CSVs, and last of all comparison.json, whose presence says that everything is there."""
     from experiment.report import write_csv, write_report  # matplotlib takes a second to import
 
     write_report(workdir, table, comparison.curves(workdir, config), config, comparison.pictures(workdir, config))
     write_csv(workdir, table)
+    if any(variant["groups"] for variant in table["variants"]):
+        groups.write_csv(workdir / "groups.csv", table)
     write_json(workdir / "comparison.json", table)
     return table
 

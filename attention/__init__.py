@@ -22,6 +22,7 @@ from .delta_rule import delta_rule_attention
 from .dot_product import dot_product_attention
 from .flax_adapter import flax_attention_fn
 from .gated_linear import gated_linear_attention, retention
+from .graph import edge_softmax, gat_attention, gatv2_attention, graph_dot_product_attention
 from .linear import efficient_attention, elu_plus_one, linear_attention, softmax_features, taylor_features
 from .linformer import linformer_attention
 from .local import local_attention
@@ -62,11 +63,15 @@ __all__ = [
     "cosine_queries_and_keys",
     "delta_rule_attention",
     "dot_product_attention",
+    "edge_softmax",
     "efficient_attention",
     "elu_plus_one",
     "fit_window",
     "flax_attention_fn",
+    "gat_attention",
     "gated_linear_attention",
+    "gatv2_attention",
+    "graph_dot_product_attention",
     "linear_attention",
     "linformer_attention",
     "local_attention",

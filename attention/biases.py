@@ -151,6 +151,53 @@ class ScoreFunction(Bias):
         return jnp.broadcast_to(changed, score.shape).astype(score.dtype)
 
 
+@_bias(data=["table", "distance"])
+class GraphDistance(Bias):
+    """`score + table[distance[b, i, j], n]`: a learned number for how far apart two tokens are in a graph.
+
+    The scalar form of Graphormer's spatial encoding (Ying et al. 2021, arXiv:2106.05234, eq. 6); any other index of
+    pairs will do. Unlike other biases this one holds T x S integers for each batch entry: they are what it knows.
+
+    Args:
+      table: `[rows, N]`, trainable.
+      distance: `[T, S]` for all batch entries or `[B, T, S]` for each, int, 0 .. rows - 1. Rows and columns are
+        positions; one beyond them reads the last.
+    """
+
+    table: Any
+    distance: Any
+
+    def check(self, num_heads):
+        _check_heads("GraphDistance.table", self.table, num_heads, rank=2)
+        if self.distance.ndim not in (2, 3) or not jnp.issubdtype(self.distance.dtype, jnp.integer):
+            wanted, got = "integers [T, S] or [B, T, S]", f"{self.distance.dtype}{list(self.distance.shape)}"
+            raise ValueError(f"GraphDistance.distance: wanted {wanted}, got {got}")
+
+    def apply(self, score, tile):
+        distance = jnp.asarray(self.distance).reshape(-1, *self.distance.shape[-2:])
+        entry = 0 if len(distance) == 1 else tile.batch
+        pairs = distance[entry, tile.query, tile.key][..., 0, :, :]  # [..., rows, columns]
+        values = _rows_of(self.table.astype(score.dtype), pairs, tile)
+        return score + jnp.moveaxis(values, -1, -3)
+
+
+@_bias(data=["bias"], meta=["parts"])
+class EachCut(Bias):
+    """`bias`, which is for batch entries that have each been cut into `parts` entries."""
+
+    bias: Bias
+    parts: int
+
+    def check(self, num_heads):
+        self.bias.check(num_heads)
+
+    def closed(self, *example):
+        return EachCut(self.bias.closed(*example), self.parts)
+
+    def apply(self, score, tile):
+        return self.bias.apply(score, tile._replace(batch=tile.batch // self.parts))
+
+
 @_bias(data=["bias"], meta=["first", "num_heads"])
 class HeadSlice(Bias):
     """`bias`, which is for `num_heads` heads, on those from `first` on."""

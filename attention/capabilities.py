@@ -47,6 +47,29 @@ class Capability:
     learned: str = ""
 
 
+@dataclass(frozen=True)
+class GraphCapability:
+    """One attention function of edge lists, `senders` and `receivers`: all are exact softmaxes over incoming edges.
+
+    Args:
+      score: of an edge, in the names of the arguments.
+      edges: the arrays that edges may bring, beside `edge_mask` for padding.
+      two_kinds: senders and receivers may be nodes of two kinds, with arrays of their own.
+      heads: fewer heads of keys than of queries.
+      memory: of one call and of its gradient, beside the arguments and the result.
+      paper: authors and year.
+      arxiv: its number.
+    """
+
+    score: str
+    edges: str
+    paper: str
+    arxiv: str
+    two_kinds: bool = True
+    heads: bool = False
+    memory: str = "O(V N H + E N)"
+
+
 def _linear(**given):
     """The linear family: sums in place of scores, hence nothing to add to and nothing to drop."""
     family = {"softmax": "replaced", "time": "O((T + S) H Hv)", "memory": "O((T + S) (H + Hv))"}
@@ -194,19 +217,40 @@ CAPABILITIES = {
     ),
 }
 
+GRAPH_CAPABILITIES = {
+    "gat_attention": GraphCapability(
+        score="leaky_relu(`sender_vector` . sender + `receiver_vector` . receiver + `edge_scores`)",
+        edges="`edge_scores`",
+        paper="Velickovic et al. 2018",
+        arxiv="1710.10903",
+        two_kinds=False,
+    ),
+    "gatv2_attention": GraphCapability(
+        score="`vector` . leaky_relu(sender + receiver + `edge_features`)",
+        edges="`edge_features`",
+        paper="Brody et al. 2022",
+        arxiv="2105.14491",
+    ),
+    "graph_dot_product_attention": GraphCapability(
+        score="`scale` * `query` . (`key` + `edge_features`) + `edge_scores`",
+        edges="`edge_scores`, `edge_features`",
+        paper="Shi et al. 2021",
+        arxiv="2009.03509",
+        heads=True,
+    ),
+}
+
+GRAPH_TITLES = "score of an edge", "arrays of edges", "two kinds of nodes", "fewer key heads"
 MARKS = {True: "yes", False: "-", "": "-"}
 
 
 def tables() -> str:
-    """The README's two tables: what each function sees and costs, and what it can do.
+    """The README's tables: what each function sees and costs, what it can do, and the functions of edge lists.
 
     >>> tables().splitlines()[0]
     '| function | a query sees | softmax | time | memory | paper |'
     """
-    costs = [
-        (f"`{name}`", c.sees, c.softmax, c.time, c.memory, f"{c.paper}, [{c.arxiv}](https://arxiv.org/abs/{c.arxiv})")
-        for name, c in CAPABILITIES.items()
-    ]
+    costs = [(f"`{name}`", c.sees, c.softmax, c.time, c.memory, _paper(c)) for name, c in CAPABILITIES.items()]
     abilities = [
         (
             f"`{name}`",
@@ -222,13 +266,22 @@ def tables() -> str:
         )
         for name, c in CAPABILITIES.items()
     ]
+    graphs = [
+        (f"`{name}`", c.score, c.edges, c.two_kinds, c.heads, "O((V + E) N H)", c.memory, _paper(c))
+        for name, c in GRAPH_CAPABILITIES.items()
+    ]
     titles = "causal", "both sides", "padding", "packing", "cross", "bias", "dropout", "decodes from", "extra arrays"
     return "\n\n".join(
         [
             _table(("function", "a query sees", "softmax", "time", "memory", "paper"), costs),
             _table(("function", *titles), abilities),
+            _table(("needs edge lists", *GRAPH_TITLES, "time", "memory", "paper"), graphs),
         ]
     )
+
+
+def _paper(capability):
+    return f"{capability.paper}, [{capability.arxiv}](https://arxiv.org/abs/{capability.arxiv})"
 
 
 def _table(titles, rows):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .biases import Bias, HeadSlice, as_biases
+from .biases import Bias, EachCut, HeadSlice, as_biases
 from .checks import (
     accumulation_dtype,
     check_dropout,
@@ -320,10 +320,14 @@ def _apart(call, arrays, mask, rng, *, columns):
     """Attention inside each block of `stride` tokens, or inside each column of every stride-th token."""
     T = arrays[0].shape[-3]
     (query, key, value), vectors, position = _split(arrays, call.vectors, call.stride, columns=columns)
-    # Order inside a part is the plain index; only a bias asks for true positions.
-    positions = dict(query_positions=position, key_positions=position) if call.settings["bias"] is not None else {}
+    # Order inside a part is the plain index; only a bias asks for true positions, and for the true batch entry.
+    positions, settings = {}, call.settings
+    if settings["bias"] is not None:
+        biases = as_biases(settings["bias"], query.shape[-2])[1]
+        settings = settings | {"bias": [EachCut(bias, query.shape[-4]) for bias in biases]}
+        positions = dict(query_positions=position, key_positions=position)
     out, residual = dot_product_attention(
-        query, key, value, mask=mask, rng=rng, return_residual=True, **vectors, **positions, **call.settings
+        query, key, value, mask=mask, rng=rng, return_residual=True, **vectors, **positions, **settings
     )
     return _join(out, T, columns=columns, width=2), _join(residual, T, columns=columns, width=1)
 

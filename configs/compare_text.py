@@ -56,6 +56,11 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # keep only each layer's input, recompute the rest in the backward pass
     config.model.reversible = False  # keep not even that, always in a loop (Reformer)
     config.model.attention = ConfigDict({"name": "full"})
+    # For tasks whose texts come with a graph: a branch of graph attention in every layer, {"name": "graph", "score":
+    # "dot_product"}; distances in the graph that scores tell apart; kinds of edges, 0 = as the data have.
+    config.model.graph_attention = ConfigDict()
+    config.model.graph_bias = 0
+    config.model.num_relations = 0
 
     config.train = ConfigDict()
     config.train.steps = 250
@@ -73,6 +78,7 @@ def get_config() -> ConfigDict:
     config.train.evaluate_examples = 32  # of the validation examples, looked at on the way
     config.train.checkpoint_every = 50
     config.train.keep_checkpoints = 2
+    config.train.patience = 0  # looks at development data without a better one until training stops; 0 = never
 
     config.scaling = ConfigDict()
     config.scaling.lengths = (512, 1024, 2048, 4096)  # where one attention layer is timed, alone

@@ -70,7 +70,7 @@ def get_config(data_set: str = "digits") -> ConfigDict:
     config.model = preset("vit", "tiny", width=48, depth=5, mlp_width=176, position="rope")
 
     config.train = ConfigDict()
-    config.train.steps = 400
+    config.train.steps = 320
     config.train.batch_size = 32
     config.train.accumulate = 1
     config.train.optimizer = "muon"  # or adamw
@@ -81,10 +81,11 @@ def get_config(data_set: str = "digits") -> ConfigDict:
     config.train.beta1 = 0.9
     config.train.beta2 = 0.99
     config.train.clip_norm = 1.0
-    config.train.evaluate_every = 50
+    config.train.evaluate_every = 80
     config.train.evaluate_examples = 382
-    config.train.checkpoint_every = 200
+    config.train.checkpoint_every = 160
     config.train.keep_checkpoints = 2
+    config.train.patience = 0
 
     config.scaling = ConfigDict()
     config.scaling.lengths = (64, 256, 1024)  # patches, the squares of the grid's sides

@@ -7,12 +7,14 @@ import platform
 import jax
 import numpy as np
 
-from experiment import estimate, findings, settings
+from experiment import estimate, findings, groups, settings
 from experiment.measure import spread
 from experiment.records import read_arrays, read_json, read_rows
 from tasks import TASKS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+EXAMPLES = ("images", "sentences")  # units that are whole examples; the others are what an example consists of
 
 
 def folder(workdir, label, seed):
@@ -20,7 +22,7 @@ def folder(workdir, label, seed):
     return workdir / label / f"seed{seed}"
 
 
-def result(label, seed, error, program, params, metrics, quality):
+def result(label, seed, error, program, state, metrics, quality):
     """The content of one `result.json`.
 
     Args:
@@ -28,14 +30,18 @@ def result(label, seed, error, program, params, metrics, quality):
       seed: it was trained with.
       error: why it has no quality, or None.
       program: the compiled training step, a `measure.Program`.
-      params: parameters, to count.
+      state: the learner's, at the end.
       metrics: the run's `records.Metrics`.
       quality: from `eval.judge`; empty if there was an error.
     """
+    params, steps = state["params"], int(state["step"])
+    best = int(state["stopping"]["best_step"]) if "stopping" in state else steps
     return {
         "label": label,
         "seed": seed,
         "error": error,
+        "steps": steps,
+        "best_step": None if error else best,  # whose weights are judged
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "compile_seconds": program.compile_seconds,
         "peak_memory_bytes": program.peak_bytes,
@@ -122,9 +128,9 @@ def versions():
 
 
 def unit(config):
-    """What speed is told in, and how many tokens, or pixels, make one of it."""
+    """What speed is told in, and how many of what `task.tokens` counts make one of it."""
     task = TASKS[config.task]
-    return {"name": task.UNIT, "tokens": 1 if task.UNIT == "tokens" else task.tokens(settings.size(config))}
+    return {"name": task.UNIT, "tokens": task.tokens(settings.size(config)) if task.UNIT in EXAMPLES else 1}
 
 
 def _variant(label, config, results, pieces):
@@ -138,11 +144,14 @@ def _variant(label, config, results, pieces):
         "attention": config.model.attention.to_dict(),
         "parameters": first["parameters"],
         "quality": _quality(good, pieces),
+        "groups": groups.compare(good, pieces),
+        "details": _details(good),
         "error": next((result["error"] for result in results if result["error"]), None),
         "train_tokens_per_second": median(
             [result["train_tokens"] / result["step_seconds"]["median"] for result in good]
         ),
         "forward_tokens_per_second": median([result["forward_tokens"] / result["forward_seconds"] for result in good]),
+        "steps": median([result["steps"] for result in good]),
         "step_ms": {name: value and 1e3 * value for name, value in step.items()},
         "compile_seconds": median([result["compile_seconds"] for result in results]),
         "peak_memory_bytes": first["peak_memory_bytes"],
@@ -159,6 +168,20 @@ def _quality(results, pieces):
         return {"mean": values[0], "stderr": results[0]["stderr"], "stderr_over": pieces, "values": values}
     stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
     return {"mean": float(np.mean(values)), "stderr": stderr, "stderr_over": "seeds", "values": values}
+
+
+def _details(results):
+    """Further numbers of the judged models, over seeds."""
+    names = results[0]["details"] if results else {}
+    values = {name: [result["details"][name] for result in results] for name in names}
+    return {
+        name: {
+            "mean": float(np.mean(own)),
+            "stderr": float(np.std(own, ddof=1) / len(own) ** 0.5) if len(own) > 1 else None,
+            "values": own,
+        }
+        for name, own in values.items()
+    }
 
 
 def _difference(results, others, pieces):

@@ -50,6 +50,17 @@ def difference(one, other):
     return mean - other_mean, _standard_error(pulls - other_pulls)
 
 
+def per_piece(rows, owners):
+    """Sums of rows over the pieces that they come from, in float64: [rows, ...] and int [rows] -> [pieces, ...].
+
+    >>> per_piece(np.array([1.0, 2.0, 4.0]), np.array([0, 1, 0])).tolist()
+    [5.0, 2.0]
+    """
+    sums = np.zeros((owners.max(initial=-1) + 1, *rows.shape[1:]))
+    np.add.at(sums, owners, rows)
+    return sums
+
+
 def _pulls(amounts, sizes):
     """The mean of the columns' ratios, and what each piece adds to it, [pieces]."""
     amounts, sizes = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (amounts, sizes))

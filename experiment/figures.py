@@ -12,14 +12,13 @@ from experiment.findings import (
     in_units,
     metric_name,
     number,
-    on_images,
     pareto_front,
     quality,
     sign,
-    unit,
 )
 from experiment.labels import label_points
 from experiment.look import FAINT, INK, MUTED, PALETTE, new_figure, series, shorten, styled
+from experiment.wording import unit, wording
 
 
 @styled
@@ -46,7 +45,7 @@ def pareto(comparison):
     front = _draw_front(axes, [_position(comparison, v) for v in pareto_front(comparison)])
     _plain_ticks(axes.xaxis)
     axes.set_xlabel(f"training speed, {unit(comparison)} per second  →")
-    axes.set_ylabel(f"validation {metric_name(comparison)}  →  better")
+    axes.set_ylabel(f"{comparison['metric']['name']}  →  better")
     names, colors = [shorten(v["name"]) for _, v in points], [PALETTE[i % len(PALETTE)] for i, _ in points]
     bars = [(x, y - error, x, y + error) for (x, y), error in zip(positions, errors, strict=True)]
     label_points(axes, positions, names, colors, {"fontsize": 9, "color": INK}, avoid=[*bars, *front])
@@ -69,7 +68,8 @@ def learning_curves(comparison, curves, against="step"):
         x, low, mean, high = averaged_curve(curves.get(variant["name"], {}), field, split, against)
         if x:
             axes.fill_between(x, low, high, color=PALETTE[i % len(PALETTE)], alpha=0.18, linewidth=0)
-            axes.plot(x, mean, label=shorten(variant["name"]), **series(i, line=True, ms=3.5))
+            dense = {"markevery": -(-len(x) // 20), "linewidth": 1.8 if len(x) < 100 else 1.0}
+            axes.plot(x, mean, label=shorten(variant["name"]), **dense, **series(i, line=True, ms=3.5))
             drawn.append(mean)
     if not drawn:
         return None
@@ -78,10 +78,11 @@ def learning_curves(comparison, curves, against="step"):
     _zoom(axes, drawn, baselines.values(), higher_is_better=on_metric and sign(comparison) > 0)
     _draw_baselines(axes, baselines)
     axes.set_xlabel({"step": "training steps", "seconds": "seconds of training"}[against])
-    axes.set_ylabel(f"{split} {field.replace('_', ' ')}")
+    metric = comparison["metric"]["name"] if split == "validation" else f"train {metric_name(comparison)}"
+    axes.set_ylabel(metric if on_metric else f"{split} loss")
     axes.set_xlim(left=0)
     _plain_ticks(axes.xaxis)
-    _legend(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -113,7 +114,7 @@ def cost(comparison, quantity):
     """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    title, exponent, unit = {
+    title, exponent, one = {
         "forward_ms": ("forward time, ms", None, 1),
         "train_ms": ("forward + backward time, ms", "time_exponent", 1),
         "temporary_bytes": ("temporary memory, MB", "memory_exponent", 1e6),
@@ -121,22 +122,22 @@ def cost(comparison, quantity):
     figure, axes = new_figure(3.8, 3.1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    lengths = set()
+    lengths, letter = set(), wording(comparison).letter
     for i, variant in enumerate(comparison["variants"]):
         x, y = _scaling(variant, quantity)
         if x:
             power = number(variant, "scaling", exponent) if exponent else None
-            fit = "" if power is None else f"  T^{power:.2f}"
-            axes.plot(x, [v / unit for v in y], label=shorten(variant["name"]) + fit, **series(i, line=True))
+            fit = "" if power is None else f"  {letter}^{power:.2f}"
+            axes.plot(x, [v / one for v in y], label=shorten(variant["name"]) + fit, **series(i, line=True))
             lengths.update(x)
     if not lengths:
         return None
-    _draw_slopes(axes)
+    _draw_slopes(axes, letter)
     axes.set_xticks(sorted(lengths), [compact_length(x) for x in sorted(lengths)], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     _plain_ticks(axes.yaxis)
-    axes.set_xlabel("patches, T = rows × columns" if on_images(comparison) else "sequence length T")
+    axes.set_xlabel(wording(comparison).axis)
     axes.set_ylabel(title)
     return figure
 
@@ -147,6 +148,14 @@ def add_legend(figure):
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.08 * max(map(len, labels)))
     figure.legend(handles, labels, loc="outside right center", fontsize=8.5)
+
+
+def legend_below(figure, axes) -> None:
+    """Puts the legend under the axes; the figure grows by its rows, so that many variants do not squash the plot."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = int(figure.get_figwidth() * 11 / (max(map(len, labels)) + 5)) or 1  # some 11 characters an inch
+    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=8.5)
 
 
 @styled
@@ -246,25 +255,17 @@ def _scaling(variant, quantity):
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _draw_slopes(axes):
-    """Dotted guides proportional to T and T^2 from the lower left corner of the data."""
+def _draw_slopes(axes, letter):
+    """Dotted guides proportional to the size and to its square from the lower left corner of the data."""
     left, right = axes.dataLim.intervalx
     low, high = axes.dataLim.intervaly
     if right <= left:
         return
-    for power, name in ((1, "∝ T"), (2, "∝ T²")):
+    for power, name in ((1, f"∝ {letter}"), (2, f"∝ {letter}²")):
         end = min(right, left * (high / low) ** (1 / power)) if high > low else right
         ends = [low, low * (end / left) ** power]
         axes.plot([left, end], ends, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
         axes.annotate(name, (end, ends[1]), (3, 0), textcoords="offset points", color=MUTED, fontsize=8, va="center")
-
-
-def _legend(figure, axes):
-    """The legend under the axes; the figure grows by its rows, so that many variants do not squash the plot."""
-    handles, labels = axes.get_legend_handles_labels()
-    columns = int(figure.get_figwidth() * 11 / (max(map(len, labels)) + 5)) or 1  # some 11 characters an inch
-    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(labels) / columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=8.5)
 
 
 def _plain_ticks(axis):

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from experiment.wording import unit, wording
+
 # Two variants whose means differ by less than this many standard errors of the difference are called unresolved.
 # Two is the usual 95% rule.
 RESOLVED = 2.0
@@ -42,11 +44,6 @@ def metric_name(comparison) -> str:
     return metric_words(comparison["metric"])
 
 
-def unit(comparison) -> str:
-    """What speed is counted in: "tokens", or "images"."""
-    return (comparison.get("unit") or {}).get("name", "tokens")
-
-
 def in_units(comparison, tokens: float) -> float:
     """So many tokens in the comparison's unit.
 
@@ -56,14 +53,9 @@ def in_units(comparison, tokens: float) -> float:
     return tokens / (number(comparison, "unit", "tokens") or 1)
 
 
-def on_images(comparison) -> bool:
-    """Whether the models saw images."""
-    return unit(comparison) == "images"
-
-
 def pieces(comparison) -> str:
-    """What the validation data consist of, in the plural: files, reviews, images."""
-    return (comparison.get("data") or {}).get("pieces", "images" if on_images(comparison) else "files")
+    """What the validation data consist of, in the plural: files, reviews, images, sentences."""
+    return (comparison.get("data") or {}).get("pieces", wording(comparison).pieces)
 
 
 def sign(comparison) -> int:
@@ -264,7 +256,7 @@ def _baseline_words(comparison) -> str:
     verb = "does" if len(weak) == 1 else "do"
     return (
         f"{_names(weak)} {verb} not beat the {name} baseline ({value:.3f} {metric_name(comparison)}), "
-        "which needs no network at all: read that as not having learned, whatever the speed."
+        "which needs no network at all: training bought nothing here, whatever the speed."
     )
 
 

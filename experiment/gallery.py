@@ -137,6 +137,11 @@ def to_html(pictures: Gallery, swatch) -> str:
     return table + scale + legend + (f'<p class="key">{escape(pictures.note)}</p>' if pictures.note else "")
 
 
+def class_name(classes, index) -> str:
+    """The name of a class, its number where it has none."""
+    return str(classes[index]) if index < len(classes) else str(index)
+
+
 @styled
 def to_figure(pictures: Gallery):
     """The gallery as a matplotlib Figure: all cells in one Axes, because a hundred of them take 15 seconds."""
@@ -170,7 +175,7 @@ def to_figure(pictures: Gallery):
 def _attention(shown, classes):
     """The gallery of classified images: each image itself, then each model's heat map over it and its answer."""
     images, labels = shown[0][2]["images"], shown[0][2]["labels"]
-    truth = [_name(classes, label) for label in labels]
+    truth = [class_name(classes, label) for label in labels]
     maps = [arrays["maps"] for _, _, arrays in shown if "maps" in arrays]
     reach = reach_of(maps) if maps else None
     rows = [
@@ -181,7 +186,7 @@ def _attention(shown, classes):
         for image, name, answer, sure, attention, wanted in zip(
             images, truth, arrays["answers"], arrays["confidence"], arrays.get("maps", no_maps), labels, strict=True
         ):
-            text = f"{_name(classes, answer)}\n{sure:.0%}"
+            text = f"{class_name(classes, answer)}\n{sure:.0%}"
             pixels, alt = _looked_at(image, attention, reach)
             cells.append(Cell(pixels, text, f"{label} on the {name}: {alt}", bool(answer == wanted)))
         rows.append((label, i, cells))
@@ -214,7 +219,7 @@ def _segmentation(shown, classes):
     palette = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], np.uint8)
 
     def painted(answer, what, text=""):
-        names = ", ".join(_name(classes, c) for c in np.unique(answer))
+        names = ", ".join(class_name(classes, c) for c in np.unique(answer))
         return Cell(_thin(palette[answer]), text, f"{what}: {names}")
 
     rows = [
@@ -228,15 +233,11 @@ def _segmentation(shown, classes):
             for n, (truth, answer) in enumerate(pairs)
         ]
         rows.append((label, i, cells))
-    return Gallery("segmentation", rows, [(_name(classes, c), color) for c, color in enumerate(colors)])
+    return Gallery("segmentation", rows, [(class_name(classes, c), color) for c, color in enumerate(colors)])
 
 
 def _data_cell(image, text, alt):
     return Cell(_thin(_colored(image)), text, alt)
-
-
-def _name(classes, index) -> str:
-    return str(classes[index]) if index < len(classes) else str(index)
 
 
 def _where(attention) -> str:

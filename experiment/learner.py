@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiment import optimizers, settings
+from experiment import optimizers, settings, stopping
 from experiment.devices import data_mesh
 from models import MODELS
 
@@ -24,7 +24,8 @@ class Learner(NamedTuple):
       schedule: step -> learning rate.
       state: {"step", "params", "statistics", "optimizer", "rng"}, what a checkpoint holds. The data position is the
         step: a batch is a function of (seed, step). `statistics` are running averages of batch norm, which no gradient
-        changes. `rng` is the raw key that all draws of a training step come from, folded with it.
+        changes. `rng` is the raw key that all draws of a training step come from, folded with it. With early stopping
+        also "stopping", from `experiment.stopping`.
     """
 
     model: Callable[[dict], nnx.Module]
@@ -47,14 +48,16 @@ def make_learner(config, seed):
         graphdef, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
         structure[:] = [graphdef]
         params, statistics = nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
-        rng = jax.random.key_data(jax.random.key(seed))
-        return {
+        state = {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
             "statistics": statistics,
             "optimizer": optimizer.init(params),
-            "rng": rng,
-        }, rest
+            "rng": jax.random.key_data(jax.random.key(seed)),
+        }
+        if config.train.patience:
+            state["stopping"] = stopping.fresh(weights(state))
+        return state, rest
 
     optimizer, schedule = optimizers.make(config.train)
     copied = NamedSharding(data_mesh(config.train), PartitionSpec())
@@ -66,6 +69,11 @@ def make_learner(config, seed):
 def weights(state):
     """The part of a learner's state that a model is made of."""
     return {name: state[name] for name in ("params", "statistics")}
+
+
+def judged(state):
+    """The weights that a judgement is of: those kept by early stopping, else the newest."""
+    return state["stopping"]["weights"] if "stopping" in state else weights(state)
 
 
 def make_step(learner, score):

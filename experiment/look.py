@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import warnings
 from pathlib import Path
 
 # Okabe and Ito's colour-blind-safe palette, https://jfly.uni-koeln.de/color, without the yellow and black that vanish
@@ -48,7 +49,9 @@ def styled(function):
     def run(*args, **kwargs):
         import matplotlib
 
-        with matplotlib.rc_context(LOOK):
+        with matplotlib.rc_context(LOOK), warnings.catch_warnings():
+            # Words in a script that the font lacks: boxes in the file, while the page has its reader's fonts.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
             return function(*args, **kwargs)
 
     return run

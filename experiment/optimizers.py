@@ -20,14 +20,25 @@ MATRICES = {
     ("shortcut", 2): (0, 1),  # around a block of an Axial-ResNet that changes the width
 }
 # Ends of the names of parameters that do not decay, however many axes they have.
-ADDED = ("bias", "query_table", "key_table", "value_table", "position_into", "position_out", "positions", "registers")
+ADDED = (
+    "bias",
+    "query_table",
+    "key_table",
+    "value_table",
+    "position_into",
+    "position_out",
+    "positions",
+    "registers",
+    "relation_table",  # a vector for each kind of edge, added to keys and values
+)
 
 
 def make(config):
     """The optimiser and its learning-rate schedule.
 
     Linear warm-up, then a cosine down to `final_fraction` of the peak (Loshchilov & Hutter 2017, arXiv:1608.03983);
-    gradients clipped by their global norm; decoupled weight decay (arXiv:1711.05101) on matrices only, not on norms.
+    gradients clipped by their global norm, unless `clip_norm` is inf; decoupled weight decay (arXiv:1711.05101) on
+    matrices only, not on norms, but for "adam". `warmup_steps` 0 and `final_fraction` 1 keep the rate constant.
 
     Args:
       config: `config.train`, which names one of OPTIMIZERS.
@@ -50,6 +61,17 @@ def _adamw(config, schedule):
     return optax.adamw(schedule, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=is_matrix)
 
 
+def _adam(config, schedule):
+    """Adam on the loss and an L2 penalty, weight_decay / 2 * sum w^2 over every parameter, biases too.
+
+    The penalty's gradient, weight_decay * w, joins before the moments (Kingma & Ba 2015, arXiv:1412.6980), as in the
+    published code of graph networks; what AdamW takes off goes past them.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay), optax.adam(schedule, b1=config.beta1, b2=config.beta2)
+    )
+
+
 def _muon(config, schedule):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) on the matrices of the blocks, AdamW on the rest.
 
@@ -67,7 +89,7 @@ def _muon(config, schedule):
     )
 
 
-OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "muon": _muon}
 
 
 def is_matrix(params):

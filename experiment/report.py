@@ -1,11 +1,12 @@
 """report.html: one self-contained page that a person enjoys reading, and the figures as files."""
 
 import json
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
 
-from experiment import figures, gallery, look, patterns
+from experiment import figures, gallery, look, patterns, sentences
 from experiment.findings import (
     compact,
     findings,
@@ -14,18 +15,19 @@ from experiment.findings import (
     metric_name,
     not_better_than_baseline,
     number,
-    on_images,
     pieces,
     ranking,
-    unit,
     with_error,
 )
-from experiment.report_charts import cost_words, section, sections
+from experiment.report_charts import section, sections
+from experiment.report_groups import details_section, group_sections
 from experiment.report_table import results_table, swatch
 from experiment.table import PEAK_MEMORY, TIME_EXPONENT, TRAIN_SPEED, print_table, write_csv
+from experiment.wording import unit, wording
 
 __all__ = ["print_table", "write_csv", "write_report"]
 
+_SPENT = "step", "tokens"  # the columns of metrics.jsonl that count up
 _COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 _TIMES = (
     "Medians after a warm-up. Compilation and evaluation are excluded, and every timing waits until the device has "
@@ -49,14 +51,18 @@ _PAIRS = (
     "A row is a query, a column a key, a coloured cell a pair that may attend. Each pattern is scaled down to "
     f"{patterns.SIDE} tokens, proportions kept."
 )
+_SHARES = (
+    "Attention tells where a model looked, not why it answered: what values and MLPs make of a word, and whether it "
+    "spoke for the answer or against it, does not enter."
+)
 _GRIDS = (
     "The grid of patches of the first layers, at training size. The dot is one query near the middle, a coloured cell "
     "what it may attend to in one layer."
 )
 _ERROR_BARS = (
     "One standard error, over {over}. Two results count as resolved when they differ by more than two standard errors "
-    "of the difference. That error is paired, {piece} by {piece} or seed by seed, where the comparison recorded it; "
-    "else the two errors count as independent: cautious."
+    "of the difference. That error is paired, over the same {pieces} or seeds, where the comparison recorded it; else "
+    "the two errors count as independent: cautious."
 )
 _FLOPS = "Operations in the matrix products of one training step, loops counted as often as they run."
 
@@ -89,12 +95,14 @@ def write_report(
             look.save_png(figure, folder / f"{name}.png")
     title = _title(comparison, settings)
     body = [
-        _lead(comparison, curves, title),
+        _lead(comparison, curves, settings, title),
         _cards(comparison),
         section("results", "Results", "Click a column to sort by it.", results_table(comparison)),
+        details_section(comparison),
+        *group_sections(comparison, folder),
         shown,
         *sections(comparison, curves, folder),
-        _mask_section(masks, on_images(comparison)),
+        _mask_section(masks),
         _method_section(comparison, settings),
     ]
     page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
@@ -106,25 +114,37 @@ def write_report(
 
 def _masks(comparison, settings):
     """(i, `patterns.Pattern`) of each picture of the i-th variant's mask."""
-    size = _size(comparison, settings)
-    if size is None:
+    size, sees = _size(comparison, settings), wording(comparison).sees
+    if size is None or not sees:
         return []
     model, found = settings.get("model") or {}, []
     for i, variant in enumerate(comparison["variants"]):
         name, attention = variant["name"], variant.get("attention") or {}
-        if on_images(comparison):
+        if sees == "grid":
             own = ((settings.get("variants") or {}).get(name) or {}).get("model") or {}
             kind = {"name": variant["model"]} if variant.get("model") else {}
             found += [(i, p) for p in patterns.grid_patterns(name, attention, {**model, **own, **kind}, size)]
         else:
             causal = model.get("name", "transformer") == "transformer"
             found.append((i, patterns.pattern(name, attention, size, causal)))
-    return found
+    return _merged(found)
+
+
+def _merged(found):
+    """Equal pictures as one under all their labels, such as those of variants that differ in positions alone."""
+    alike = {}
+    for i, picture in found:
+        cells = None if picture.allowed is None else (picture.allowed.shape, picture.allowed.tobytes())
+        alike.setdefault((cells, picture.note, picture.query), []).append((i, picture))
+    return [
+        (some[0][0], replace(some[0][1], label=", ".join(picture.label for _, picture in some)))
+        for some in alike.values()
+    ]
 
 
 def _size(comparison, settings):
     """Tokens, or pixels along a side, of a training example; the config's 0 stands for what the data have."""
-    if not on_images(comparison):
+    if wording(comparison).sees != "grid":
         return number(settings, "data", "length")
     return number(settings, "data", "image_size") or number(comparison, "data", "image_size")
 
@@ -132,26 +152,21 @@ def _size(comparison, settings):
 def _title(comparison, settings):
     count, data = len(comparison["variants"]), settings.get("data") or {}
     # The user's own text is named by its file or folder.
-    name = Path(data.get("path") or "").name or data.get("name")
-    topic, kind = f"{name} ({comparison['task']})" if name else comparison["task"], "kinds of attention"
-    if on_images(comparison):
-        topic, kind = name or comparison["task"], "image models"
+    name, task = Path(data.get("path") or "").name or data.get("name"), comparison["task"]
+    topic = wording(comparison).topic.format(name=name, task=task) if name else task
     if count == 1:
         return f"{comparison['variants'][0]['name']} on {topic}"
-    return f"{_COUNTS[count] if count < len(_COUNTS) else count} {kind} on {topic}"
+    return f"{_COUNTS[count] if count < len(_COUNTS) else count} {wording(comparison).compared} on {topic}"
 
 
-def _lead(comparison, curves, title):
-    rows = [row for seeds in curves.values() for run in seeds.values() for row in run]
-    steps, tokens = (max((number(row, key) or 0 for row in rows), default=0) for key in ("step", "tokens"))
-    amount = f"{compact(in_units(comparison, tokens))} {unit(comparison)}"
-    budget = f": {steps:,} steps, {amount} each" if steps and tokens else ""
+def _lead(comparison, curves, settings, title):
     seeds = max((len(seeds) for seeds in curves.values()), default=0)
     better = "higher" if comparison["metric"]["higher_is_better"] else "lower"
-    same = "All had the same data, the same order and the same budget" if len(comparison["variants"]) > 1 else "Budget"
+    budget = _budget(comparison, curves, settings) + (f", {seeds} seeds" if seeds > 1 else "")
+    unseen = " on validation data never seen in training" if "validation" in comparison["metric"]["name"] else ""
     what = (
-        f"{same}{budget}{f', {seeds} seeds' if seeds > 1 else ''}. The score is {metric_name(comparison)} on "
-        f"validation data never seen in training; {better} is better. Measured on {comparison['device']}."
+        f"{budget}. The score is {metric_name(comparison)}{unseen}; {better} is better. "
+        f"Measured on {comparison['device']}."
     )
     troubled = {"Failed"} | ({"Baselines"} if not_better_than_baseline(comparison) else set())
 
@@ -167,6 +182,19 @@ def _lead(comparison, curves, title):
     )
 
 
+def _budget(comparison, curves, settings):
+    """What every variant was given, and with early stopping what it took of it."""
+    runs = [run for seeds in curves.values() for run in seeds.values()]
+    steps, tokens = ([max((number(row, key) or 0 for row in run), default=0) for run in runs] for key in _SPENT)
+    same = "All had the same data, the same order and the same budget" if len(comparison["variants"]) > 1 else "Budget"
+    if not max(steps, default=0) or not max(tokens):
+        return same
+    if (patience := number(settings, "train", "patience")) and min(steps) < max(steps):
+        taken = f"{min(steps):,} to {max(steps):,} steps"
+        return f"{same}; training stopped {patience} evaluations after the last improvement: {taken}"
+    return f"{same}: {max(steps):,} steps, {compact(in_units(comparison, max(tokens)))} {unit(comparison)} each"
+
+
 def _cards(comparison):
     ranked = ranking(comparison)
     if len(ranked) < 2:
@@ -175,7 +203,7 @@ def _cards(comparison):
     for title, column, words in (
         ("Fastest in training", TRAIN_SPEED.within(comparison), f"{{}} {unit(comparison)} per second"),
         ("Least peak memory", PEAK_MEMORY, "{} MB"),
-        ("Slowest growth of time", TIME_EXPONENT, "proportional to T^{}"),
+        ("Slowest growth of time", TIME_EXPONENT, f"proportional to {wording(comparison).letter}^{{}}"),
     ):
         known = [v for v in ranked if column.of(v) is not None]
         if known:
@@ -192,14 +220,31 @@ def _card(comparison, title, variant, text):
 def _shown(comparison, pictures):
     """(section, {name: figure}) of what the task's `pictures` gave, empty where it gave none."""
     try:
-        found = gallery.gallery(comparison, pictures)
-        figure = found and gallery.to_figure(found)
-        body = found and gallery.to_html(found, lambda i: swatch(comparison, comparison["variants"][i]))
+        if any("words" in arrays for arrays in pictures.values()):
+            return _shown_sentences(comparison, pictures)
+        return _shown_images(comparison, pictures)
     except (LookupError, TypeError, ValueError) as error:  # a picture must not cost a finished comparison its report
         hint = escape(f"Pictures not available ({type(error).__name__}: {error}).")
         return section("pictures", "What the models see", hint, ""), {}
+
+
+def _shown_sentences(comparison, pictures):
+    found = sentences.sentences(comparison, pictures)
+    body = sentences.to_html(found, lambda i: swatch(comparison, comparison["variants"][i]))
+    hint = (
+        "A validation sentence under its dependency tree, an arrow from each head to its dependent. The framed word is "
+        "the one in question. Bars are the share of its attention that each word gets, mean over heads and layers, on "
+        "one scale for all models; the largest are written out."
+    )
+    told = f'<p class="key prose">{_SHARES}</p>'
+    return section("pictures", "Where each model looks", hint, body + told), {"sentence": sentences.to_figure(found[0])}
+
+
+def _shown_images(comparison, pictures):
+    found = gallery.gallery(comparison, pictures)
     if not found:
         return "", {}
+    body = gallery.to_html(found, lambda i: swatch(comparison, comparison["variants"][i]))
     if found.kind == "attention":
         title, told = "What each model looks at", f'<p class="key prose">{_ROLLOUT}</p>'
         hint = "Validation images under each model's attention, and its answer with the confidence it had."
@@ -209,12 +254,13 @@ def _shown(comparison, pictures):
             "Validation images, the true class of every pixel, and what each model answered; IoU is intersection over "
             "union, the mean over the classes in the image or the answer."
         )
-    return section("pictures", title, hint, body + told), {found.kind: figure}
+    return section("pictures", title, hint, body + told), {found.kind: gallery.to_figure(found)}
 
 
-def _mask_section(pictures, on_grid):
+def _mask_section(pictures):
     if not pictures:
         return ""
+    on_grid = any(picture.query for _, picture in pictures)
     shown, told, what = [], [], "What a query sees in" if on_grid else "Mask of"
     for i, picture in pictures:
         label, note = escape(picture.label), escape(picture.note)
@@ -233,20 +279,20 @@ def _mask_section(pictures, on_grid):
 
 def _method_section(comparison, settings):
     over = {number_of for v in ranking(comparison) if (number_of := v["quality"].get("stderr_over"))}
-    piece = pieces(comparison).removesuffix("s")
     over = {pieces(comparison) if name == "files" else name for name in over}
-    size, title = cost_words(comparison)
-    growing = "on growing grids of T = rows × columns patches" if on_images(comparison) else "at growing length T"
+    words = wording(comparison)
     versions = comparison.get("versions") or {}
     facts = {
         "Command": f"<code>{escape(str(comparison.get('command') or 'not recorded'))}</code>",
         "Date": escape(str(comparison.get("date") or "not recorded")),
         "Device": escape(str(comparison["device"])),
         "Versions": escape(", ".join(f"{name} {version}" for name, version in versions.items())) or "not recorded",
-        "Error bars": escape(_ERROR_BARS.format(over=listed(sorted(over)) or "an unrecorded source", piece=piece)),
+        "Error bars": escape(
+            _ERROR_BARS.format(over=listed(sorted(over)) or "an unrecorded source", pieces=pieces(comparison))
+        ),
         "Times": _TIMES,
         "Peak memory": _MEMORY,
-        title: _SCALING.format(growing=growing, size=size),
+        words.cost: _SCALING.format(growing=words.growing, size=words.size),
         "FLOPs": _FLOPS,
     }
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())

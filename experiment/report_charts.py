@@ -3,8 +3,9 @@
 from html import escape
 
 from experiment import figures, look
-from experiment.findings import listed, number, on_images, pareto_front, ranking, unit, with_error
+from experiment.findings import listed, number, pareto_front, ranking, with_error
 from experiment.table import MEMORY_EXPONENT, TIME_EXPONENT, TRAIN_SPEED
+from experiment.wording import unit, wording
 
 
 def sections(comparison, curves, folder) -> list[str]:
@@ -56,7 +57,7 @@ def _pareto_section(comparison, svgs):
         "<b>Up and to the right is better.</b> Bars are one standard error. The dashed line is the Pareto front "
         f"({escape(front)}); whatever lies in the shaded area is beaten by one of them in quality and in speed at once."
     )
-    figure = _figure(svgs["pareto"], f"Quality against training speed. {points}.", caption)
+    figure = figure_html(svgs["pareto"], f"Quality against training speed. {points}.", caption)
     hint = "What a slower mechanism buys, and what a faster one gives up."
     return section("pareto", "Quality against speed", hint, f'<div class="solo">{figure}</div>')
 
@@ -72,53 +73,48 @@ def _curve_section(comparison, curves, svgs):
         "curves_seconds": "<b>Per second:</b> the same curves against the clock, where a cheap step counts.",
     }
     panels = "".join(
-        _figure(svgs[name], f"Learning curves. {last}.", text) for name, text in captions.items() if name in svgs
+        figure_html(svgs[name], f"Learning curves. {last}.", text) for name, text in captions.items() if name in svgs
     )
-    hint = f"Validation score during training. {band}The first steep part, where all look alike, is cut off."
+    hint = f"The score during training. {band}The first steep part, where all look alike, is cut off."
     return section("curves", "Learning curves", hint, f'<div class="panels wide">{panels}</div>')
 
 
 def _cost_section(comparison, svgs):
-    size, title = cost_words(comparison)
+    words = wording(comparison)
     captions = {
         "cost_train": "<b>Forward and backward time.</b>",
         "cost_forward": "<b>Forward time</b> alone.",
         "cost_memory": "<b>Temporary memory</b> of both passes.",
     }
     grown = "; ".join(
-        f"{v['name']} time T^{TIME_EXPONENT.text(v)}, memory T^{MEMORY_EXPONENT.text(v)}"
+        f"{v['name']} time {words.letter}^{TIME_EXPONENT.text(v)}, memory {words.letter}^{MEMORY_EXPONENT.text(v)}"
         for v in comparison["variants"]
     )
     panels = "".join(
-        _figure(svgs[name], f"{title} on log axes. {grown}.", text) for name, text in captions.items() if name in svgs
+        figure_html(svgs[name], f"{words.cost} on log axes. {grown}.", text)
+        for name, text in captions.items()
+        if name in svgs
     )
     if not panels:
         return ""
     hint = (
-        f"One attention layer alone, both axes logarithmic: a straight line is a power of the {size} and its slope the "
-        "exponent. Dotted guides show slopes 1 and 2. The key gives the fitted exponents of forward and backward time "
-        "and of memory."
+        f"One attention layer alone, both axes logarithmic: a straight line is a power of the {words.size} and its "
+        "slope the exponent. Dotted guides show slopes 1 and 2. The key gives the fitted exponents of forward and "
+        "backward time and of memory."
     )
-    return section("cost", title, hint, f'<div class="panels">{panels}</div>{_cost_key(comparison)}')
+    return section("cost", words.cost, hint, f'<div class="panels">{panels}</div>{_cost_key(comparison)}')
 
 
 def _cost_key(comparison):
-    items = []
+    items, letter = [], wording(comparison).letter
     for i, variant in enumerate(comparison["variants"]):
         if variant.get("scaling"):
             powers = ((TIME_EXPONENT, "time"), (MEMORY_EXPONENT, "memory"))
             fits = ", ".join(
-                f"T^{column.text(variant)} {of}" for column, of in powers if column.of(variant) is not None
+                f"{letter}^{column.text(variant)} {of}" for column, of in powers if column.of(variant) is not None
             )
             items.append(f"<li>{look.key_svg(i)}<span>{escape(variant['name'])} <small>{fits}</small></span></li>")
     return f'<ul class="lines">{"".join(items)}</ul>'
-
-
-def cost_words(comparison) -> tuple[str, str]:
-    """(what grows, title) of the cost section."""
-    if on_images(comparison):
-        return "number of patches", "Cost against image size"
-    return "length", "Cost against length"
 
 
 def section(name, title, hint, body) -> str:
@@ -127,5 +123,6 @@ def section(name, title, hint, body) -> str:
     return f'<section id="{name}"><h2>{title}</h2>{hint}{body}</section>'
 
 
-def _figure(svg, alt, caption):
+def figure_html(svg, alt, caption) -> str:
+    """A chart of the page over its caption, with a text for who cannot see it."""
     return f'<figure><div role="img" aria-label="{escape(alt)}">{svg}</div><figcaption>{caption}</figcaption></figure>'

@@ -6,7 +6,6 @@ from experiment.findings import (
     metric_name,
     not_better_than_baseline,
     number,
-    on_images,
     quality,
     ranking,
     strongest_baseline,
@@ -29,18 +28,22 @@ def results_table(comparison) -> str:
     rows = "".join(
         _row(comparison, variant, states[variant["name"]], columns, best) for variant in comparison["variants"]
     )
+    lines = [(name, value, "baseline") for name, value in (comparison.get("baselines") or {}).items()]
+    ceilings = (comparison.get("data") or {}).get("ceilings") or {}
+    lines += [(name, value, "upper line") for name, value in ceilings.items()]
     baselines = "".join(
-        f'<tr><th scope="row">{escape(name)} <small>baseline</small></th>{_quality_cell(comparison, value, "", None)}'
+        f'<tr><th scope="row">{escape(name)} <small>{kind}</small></th>{_quality_cell(comparison, value, "", None)}'
         f"{'<td></td>' * len(columns)}</tr>"
-        for name, value in (comparison.get("baselines") or {}).items()
+        for name, value, kind in lines
         if value is not None
     )
     key = '<span class="best">best</span> of its column'
     if "tie" in states.values():
         key += ' &ensp; <span class="tie">not resolved</span> from the best: within two standard errors'
     if baselines:
-        what = "simple" if on_images(comparison) else "counting"
-        key += f" &ensp; baselines are {what} models without any network"
+        key += " &ensp; baselines are simple models without any network"
+    if ceilings:
+        key += ", upper lines know what the models must find out"
     shared = [column.within(comparison) for column in COLUMNS]
     shared = [c for c in shared if c not in columns and c.text(comparison["variants"][0]) != "–"]
     if shared:
@@ -68,7 +71,7 @@ def _row(comparison, variant, state, columns, best):
     )
     cells = [
         f'<td data-value="{"" if column.of(variant) is None else column.of(variant)}">'
-        + _marked(column.text(variant), "best" if variant["name"] in names else "")
+        + marked(column.text(variant), "best" if variant["name"] in names else "")
         + "</td>"
         for column, names in zip(columns, best, strict=True)
     ]
@@ -82,7 +85,7 @@ def _quality_cell(comparison, value, state, variant):
     if value is None:
         return '<td data-value=""><span class="bad">no quality: failed</span></td>'
     text = f"{value:.3f}" if variant is None else with_error(variant)
-    mark = _marked(text, {"best": "best", "tie": "tie", "weak": "bad", "failed": "bad"}.get(state, ""))
+    mark = marked(text, {"best": "best", "tie": "tie", "weak": "bad", "failed": "bad"}.get(state, ""))
     notes = [f"worse than {strongest_baseline(comparison)[0]}"] if state == "weak" else []
     reference = comparison["variants"][0]["name"]
     if variant is not None and number(variant, "differences", reference, "mean") is not None:
@@ -93,7 +96,8 @@ def _quality_cell(comparison, value, state, variant):
     return f'<td data-value="{value}">{mark}{_interval(comparison, value, variant)}{words}</td>'
 
 
-def _marked(text, mark):
+def marked(text, mark) -> str:
+    """A cell's text as HTML under a mark: "best", "tie", "bad", or "" for none."""
     return f'<span class="{mark}">{escape(text)}</span>' if mark else escape(text)
 
 

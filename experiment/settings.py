@@ -20,8 +20,9 @@ from tasks import TASKS
 
 # Fields that choose how much of a comparison is run, not what any part of it gives: free to change between runs.
 FREE = ("only", "seeds")
-ATTENTIONS = ("attention", "decoder_attention", "cross_attention")  # fields of config.model that name a variant
-OPTIMIZERS = ("adamw", "muon")  # the keys of experiment.optimizers.OPTIMIZERS, known before optax is imported
+# Fields of config.model that name a variant.
+ATTENTIONS = ("attention", "decoder_attention", "cross_attention", "graph_attention")
+OPTIMIZERS = ("adamw", "adam", "muon")  # the keys of experiment.optimizers.OPTIMIZERS, known before optax is imported
 
 
 class SettingsError(ValueError):
@@ -58,6 +59,14 @@ RULES = {
     "data.num_shapes": _COUNT,
     "data.noise": _NOT_NEGATIVE,
     "data.validation_images": _at_least(2),
+    "data.questions": _COUNT,
+    "data.num_nodes": _at_least(0),
+    "data.num_neighbours": _at_least(0),
+    "data.labels_per_class": _at_least(0),
+    "data.num_keys": _at_least(2),
+    "data.judge": _ANY_TEXT,
+    "data.question": _ANY_TEXT,
+    "data.tree": _ANY_TEXT,
     "train.steps": _COUNT,
     "train.batch_size": _COUNT,
     "train.accumulate": _COUNT,
@@ -68,11 +77,12 @@ RULES = {
     "train.weight_decay": _NOT_NEGATIVE,
     "train.beta1": _PROBABILITY,
     "train.beta2": _PROBABILITY,
-    "train.clip_norm": _POSITIVE,
+    "train.clip_norm": (float, lambda value: value > 0, "above 0, or inf for no limit"),
     "train.evaluate_every": _COUNT,
     "train.evaluate_examples": _COUNT,
     "train.checkpoint_every": _COUNT,
     "train.keep_checkpoints": _at_least(2),
+    "train.patience": _at_least(0),
     "scaling.lengths": (tuple, lambda value: all(type(n) is int and n > 0 for n in value), "positive integers"),
     "scaling.batch_size": _COUNT,
     "scaling.seconds": _NOT_NEGATIVE,
@@ -334,7 +344,7 @@ def claim(workdir, config, fingerprint, overwrite):
     if overwrite and stored is not None:
         _remove_run(workdir, stored)
         stored = None
-    config = json.loads(json.dumps(config.to_dict()))  # as it reads back: tuples become lists
+    config = as_json(config)
     known = read_json(workdir / "data.json")
     if stored is not None:
         changes = difference(stored, config) + difference(known or fingerprint, fingerprint, "data")
@@ -347,6 +357,20 @@ def claim(workdir, config, fingerprint, overwrite):
         write_json(workdir / "config.json", config)
         write_json(workdir / "data.json", fingerprint)
     return lock
+
+
+def as_json(config):
+    """A config as `config.json` holds it: lists for tuples, and "inf" for a number without end, which JSON has not.
+
+    >>> as_json(ConfigDict({"clip_norm": math.inf, "lengths": (1, 2)}))
+    {'clip_norm': 'inf', 'lengths': [1, 2]}
+    """
+    return _replaced(json.loads(json.dumps(config.to_dict())), math.inf, "inf")
+
+
+def from_json(stored):
+    """The fields of a config from `config.json`, None where there is none: the other way round, but for the lists."""
+    return _replaced(stored, "inf", math.inf)
 
 
 def difference(old, new, prefix="config"):
@@ -383,6 +407,11 @@ def _check_rules(config):
     if train.batch_size % train.accumulate:
         raise SettingsError(
             f"config.train.batch_size={train.batch_size}: want a multiple of train.accumulate={train.accumulate}"
+        )
+    if train.patience and not hasattr(TASKS[config.task], "development"):
+        raise SettingsError(
+            f"config.train.patience={train.patience}: the task {config.task!r} has no development data apart from "
+            "those of the judgement; write 0"
         )
 
 
@@ -424,6 +453,12 @@ def _flatten(tree, prefix=""):
     return flat
 
 
+def _replaced(tree, old, new):
+    if isinstance(tree, dict):
+        return {name: _replaced(value, old, new) for name, value in tree.items()}
+    return new if tree == old else tree
+
+
 def _lock(workdir):
     handle = open(workdir / ".lock", "a")
     try:
@@ -438,5 +473,5 @@ def _remove_run(workdir, stored):
     labels = list(stored["variants"]) or [stored["model"]["attention"]["name"]]
     for name in ["figures", *labels]:
         shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in ["comparison.json", "comparison.csv", "report.html", "data.json", "config.json"]:
+    for name in ["comparison.json", "comparison.csv", "groups.csv", "report.html", "data.json", "config.json"]:
         (workdir / name).unlink(missing_ok=True)

@@ -18,9 +18,9 @@ from experiment.findings import (
     pareto_front,
     quality,
     ranking,
-    unit,
     with_error,
 )
+from experiment.wording import unit, wording
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Column:
 
     Attributes:
       title: what it is.
-      unit: in which unit `show` writes it.
+      unit: in which unit `show` writes it; `{unit}` and `{letter}` stand for those of a comparison.
       path: where it stands in a variant's record.
       show: number -> text.
       better: +1 where more is better, -1 where less is, 0 where it is a mere fact.
@@ -49,10 +49,11 @@ class Column:
         return None if value is None else self.factor * value
 
     def within(self, comparison) -> "Column":
-        """The column in the unit that the comparison counts speed in."""
-        if self.unit != "tokens/s":
-            return self
-        return replace(self, unit=f"{unit(comparison)}/s", factor=in_units(comparison, 1.0))
+        """The column in the units of the comparison."""
+        factor = in_units(comparison, 1.0) if "{unit}" in self.unit else 1.0
+        return replace(
+            self, unit=self.unit.format(unit=unit(comparison), letter=wording(comparison).letter), factor=factor
+        )
 
     def text(self, variant) -> str:
         """The variant's number as shown, a dash where it was not measured."""
@@ -75,13 +76,13 @@ def _exponent(value):
     return f"{value:.2f}"
 
 
-TRAIN_SPEED = Column("train speed", "tokens/s", ("train_tokens_per_second",), compact, +1)
+TRAIN_SPEED = Column("train speed", "{unit}/s", ("train_tokens_per_second",), compact, +1)
 PEAK_MEMORY = Column("peak memory", "MB", ("peak_memory_bytes",), _megabytes, -1)
-TIME_EXPONENT = Column("time", "exponent of T", ("scaling", "time_exponent"), _exponent, -1)
-MEMORY_EXPONENT = Column("memory", "exponent of T", ("scaling", "memory_exponent"), _exponent, -1)
+TIME_EXPONENT = Column("time", "exponent of {letter}", ("scaling", "time_exponent"), _exponent, -1)
+MEMORY_EXPONENT = Column("memory", "exponent of {letter}", ("scaling", "memory_exponent"), _exponent, -1)
 COLUMNS = (
     TRAIN_SPEED,
-    Column("forward speed", "tokens/s", ("forward_tokens_per_second",), compact, +1),
+    Column("forward speed", "{unit}/s", ("forward_tokens_per_second",), compact, +1),
     Column("step", "ms, median", ("step_ms", "median"), compact, -1),
     PEAK_MEMORY,
     TIME_EXPONENT,

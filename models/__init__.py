@@ -8,4 +8,6 @@ MODELS = {
     "vit": "models.vit:ViT",  # an image as a sequence of patches
     "swin": "models.swin:Swin",  # attention in shifted windows, coarser from stage to stage
     "axial": "models.axial:AxialResNet",  # a residual network whose layers attend along rows and columns
+    "graph_network": "models.gat:GraphNetwork",  # a class for every node of a graph
+    "link_prediction": "models.link_prediction:LinkPrediction",  # the entity that completes a fact
 }

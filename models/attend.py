@@ -2,9 +2,9 @@
 
 Every function here is `(query, key, value, *arrays, settings, causal, **tail) -> output`. `arrays` are what the variant
 asks for beside query, key and value (`Variant.arrays`). `tail` is what the layer wants honoured, and only that:
-key_mask, query_segment_ids and key_segment_ids, bias, dropout_rate and dropout_rng, initial_state and return_state, and
-for the variants of images `grid`, the rows and columns that the tokens stand in. The `mask_*` are the same patterns as
-objects, to draw, to compare with and to decode under.
+key_mask, query_segment_ids and key_segment_ids, bias, dropout_rate and dropout_rng, initial_state and return_state, for
+the variants of images `grid`, the rows and columns that the tokens stand in, and for those of graphs `edges`. The
+`mask_*` are the same patterns as objects, to draw, to compare with and to decode under.
 """
 
 import jax
@@ -17,6 +17,7 @@ from attention.checks import split_rng
 from attention.delta_rule import delta_rule_attention
 from attention.dot_product import dot_product_attention
 from attention.gated_linear import gated_linear_attention, retention
+from attention.graph import gatv2_attention, graph_dot_product_attention
 from attention.linear import efficient_attention, elu_plus_one, linear_attention, softmax_features, taylor_features
 from attention.linformer import linformer_attention
 from attention.local import local_attention
@@ -26,6 +27,7 @@ from attention.performer import performer_attention, performer_projection
 from attention.reformer import lsh_attention
 from attention.sparse_transformer import sparse_pattern, sparse_transformer_attention
 from attention.swin import fit_window, shifted_window_attention
+from models.edges import between_real, disjoint_union
 
 FEATURE_MAPS = {
     "elu_plus_one": elu_plus_one,
@@ -267,6 +269,62 @@ def grid_window(query, key, value, *, settings, causal, grid, key_mask=None, **t
 def _on(grid, x):
     """[B, T, heads, H] -> [B, rows, columns, heads, H]."""
     return x.reshape(x.shape[0], *grid, *x.shape[2:])
+
+
+def graph(
+    query,
+    key,
+    value,
+    relations,
+    *vector,
+    settings,
+    causal,
+    edges,
+    key_mask=None,
+    query_segment_ids=None,
+    key_segment_ids=None,
+    return_weights=False,
+    **tail,
+):
+    """Messages along the edges of each row's graph; all rows are one graph of B T nodes.
+
+    dot_product:  score = q_i . (k_j + r) / sqrt(H),   sends v_j + r    (Shaw et al. 2018, arXiv:1803.02155, r for both)
+    gatv2:        score = a . leaky_relu(q_i + k_j + r),   sends k_j    (Brody et al. 2022, arXiv:2105.14491, eq. 7)
+
+    r is the vector of the edge's relation. No self-loops are added, and a token that no edge reaches gets 0. With
+    `return_weights` the result is the weights in place of what they sum: [B, T, N, T], doubled edges together.
+    """
+    B, T, N, _ = query.shape
+    edges = between_real(edges, key_mask=key_mask, segment_ids=query_segment_ids, causal=causal)
+    edges = disjoint_union(edges, T)
+    query, key, value = (x.reshape(B * T, *x.shape[2:]) for x in (query, key, value))
+    ends = edges.senders, edges.receivers
+    tail = _one_rng(tail) | {"edge_mask": edges.mask, "return_weights": return_weights}
+    tail["edge_features"] = jnp.take(relations, edges.relations, axis=0)
+    if settings["score"] == "gatv2":
+        attended = gatv2_attention(jnp.repeat(key, N // key.shape[1], axis=1), query, *ends, *vector, **tail)
+    else:
+        attended = graph_dot_product_attention(query, key, value, *ends, **tail)
+    if not return_weights:
+        return attended.reshape(B, T, N, -1)
+    weights = jnp.zeros((B * T, T, N)).at[edges.receivers, edges.senders % T].add(attended[1])
+    return weights.reshape(B, T, T, N).swapaxes(2, 3)
+
+
+def graph_learned(settings, sizes):
+    """A vector for each relation, in the width of what it is added to; for "gatv2" the one that scores a head."""
+    gatv2 = settings["score"] == "gatv2"
+    heads = sizes.num_heads if gatv2 else sizes.num_kv_heads
+    learned = {"relation_table": ((sizes.num_relations, heads, sizes.head_dim), 0.02)}
+    return learned | ({"vector": ((sizes.num_heads, sizes.head_dim), sizes.head_dim**-0.5)} if gatv2 else {})
+
+
+def graph_arrays(settings, sizes, learned, x, rotate, rng):
+    return tuple(learned[name].astype(x.dtype) for name in ("relation_table", "vector") if name in learned)
+
+
+def graph_projected(settings):
+    return ("query", "key") if settings["score"] == "gatv2" else ("query", "key", "value")
 
 
 def no_mask(settings, length, num_heads=1, *, causal=True):

@@ -15,13 +15,16 @@ class Block(nnx.Module):
     """One pre-norm layer, of a decoder or an encoder.
 
         x = x + mix(x);   x = x + feed(x)
-        mix(x) = a = attention(norm(x)), and with cross-attention a + cross(norm(x + a));   feed(x) = mlp(norm(x))
+        mix(x) = a = attention(norm(x));   feed(x) = mlp(norm(x))
+
+    With a graph a + graph(norm(x + a)) is mixed in, with a memory likewise a + cross(norm(x + a)).
 
     Norms in front of the branches keep gradients even at the start (Xiong et al. 2020, arXiv:2002.04745). Dropout acts
     on what each branch adds. `models.stack.Stack` does the adding, on one stream or on two.
 
     Args:
-      config: the model's config; with a field `cross_attention` the layer reads a memory, too.
+      config: the model's config; with a field `cross_attention` the layer reads a memory, too, with a
+        `graph_attention` that is not empty a graph.
       length: the training length, of the memory as well.
       rngs: draws the parameters.
     """
@@ -33,6 +36,10 @@ class Block(nnx.Module):
         self.rate = config.dropout
         self.attention_norm = norm_of(config, rngs)
         self.attention = attention("attention")
+        self.reads_graph = bool("graph_attention" in config and config.graph_attention)
+        if self.reads_graph:
+            self.graph_norm = norm_of(config, rngs)
+            self.graph = attention("graph_attention")
         self.crosses = "cross_attention" in config
         if self.crosses:
             self.cross_norm = norm_of(config, rngs)
@@ -48,18 +55,15 @@ class Block(nnx.Module):
           rng: the training step's key, None in evaluation.
           context: a `Context`.
         """
-        attention_rng, dropout_rng, cross_rng, cross_dropout_rng = split_rng(rng, 4)
+        attention_rng, dropout_rng, cross_rng, cross_dropout_rng, *graph_rngs = split_rng(rng, 4 + 2 * self.reads_graph)
         attended = self.attention(
-            self.attention_norm(x),
-            rotate=context.rotate,
-            bias=context.bias,
-            key_mask=context.key_mask,
-            segment_ids=context.segment_ids,
-            grid=context.grid,
-            shared=context.shared.get("attention"),
-            rng=attention_rng,
+            self.attention_norm(x), shared=context.shared.get("attention"), rng=attention_rng, **context.to_self()
         )
         added = dropout(attended, self.rate, dropout_rng)
+        if self.reads_graph:
+            graph_rng, graph_dropout_rng = graph_rngs
+            attended = self.graph(self.graph_norm(x + added), rng=graph_rng, **context.to_graph())
+            added += dropout(attended, self.rate, graph_dropout_rng)
         if self.crosses:
             attended = self.cross(
                 self.cross_norm(x + added),
@@ -78,9 +82,17 @@ class Block(nnx.Module):
         return self.attention.step(x, state, rotate=context.rotate, bias=context.bias, shared=shared)
 
     def weights(self, x, context):
-        """How much of each token every token of `x [B, T, width]` takes, [B, N, T, T] float32."""
-        shared = context.shared.get("attention")
-        return self.attention.weights(self.attention_norm(x), rotate=context.rotate, grid=context.grid, shared=shared)
+        """How much of each token every token of `x [B, T, width]` takes, [B, N, T, T] float32.
+
+        With a graph [B, 2 N, T, T]: behind the heads of self-attention those of graph attention.
+        """
+        given = context.to_self() | {"shared": context.shared.get("attention")}
+        normed = self.attention_norm(x)
+        weights = self.attention.weights(normed, **given)
+        if not self.reads_graph:
+            return weights
+        normed = self.graph_norm(x + self.attention(normed, **given))
+        return jnp.concatenate([weights, self.graph.weights(normed, **context.to_graph())], axis=1)
 
     def feed(self, x, rng, context=None):
         """What the MLP adds to `x [B, T, width]`."""
@@ -93,12 +105,13 @@ class Context(NamedTuple):
     Args:
       shared: field -> `learned_arrays` that the layers share.
       rotate: `[B, T, heads, H] -> same` for queries and keys, a `jax.tree_util.Partial`; None for no rotation.
-      bias: an `attention.biases.Bias` on the scores of self-attention, or None.
+      bias: what changes the scores of self-attention, one `attention.biases.Bias` or several, or None.
       key_mask: [B, T] bool, True = real token.
       segment_ids: [B, T] int, documents of a packed row.
       memory: [B, S, width], what the encoder made.
       memory_mask: [B, S] bool, True = real token.
       grid: the `Grid` of an image's tokens, None for text.
+      edges: the `models.edges.Edges` between the tokens, [B, E], None without a graph.
     """
 
     shared: Mapping
@@ -109,6 +122,15 @@ class Context(NamedTuple):
     memory: Any = None
     memory_mask: Any = None
     grid: Any = None
+    edges: Any = None
+
+    def to_self(self):
+        """What self-attention is given."""
+        return self.to_graph() | {"rotate": self.rotate, "bias": self.bias, "grid": self.grid}
+
+    def to_graph(self):
+        """What graph attention is given: it has no positions, only the edges and which of them count."""
+        return {"key_mask": self.key_mask, "segment_ids": self.segment_ids, "edges": self.edges}
 
 
 def drop_path(x, rate, rng):

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from attention import rotary_frequencies
-from models import vision_config
+from models import graph_config, link_config, vision_config
 from models.fields import (
     LAYER_FIELDS,
     POOLS,
@@ -17,7 +17,7 @@ from models.fields import (
     check_rope_base,
     check_types,
 )
-from models.variants import check_attention
+from models.variants import VARIANTS, check_attention
 
 POSITIONS = ("rope", "alibi", "t5", "learned", "sinusoidal", "none")
 TEXT_FIELDS = (
@@ -34,6 +34,9 @@ TEXT_FIELDS = (
         "remat": bool,
         "reversible": bool,
         "attention": ConfigDict,
+        "graph_attention": ConfigDict,  # a branch of every layer; {} = none
+        "graph_bias": int,  # distances in the graph that the scores of self-attention tell apart; 0 = none
+        "num_relations": int,  # kinds of edges; 0 = as the data have
     }
 )
 # Name in `models.MODELS` -> the fields its config has, with their types. A field that a model does not read is refused.
@@ -43,14 +46,20 @@ FIELDS = {
     # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
     "encoder_decoder": TEXT_FIELDS
     | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
-} | vision_config.FIELDS
+} | vision_config.FIELDS | graph_config.FIELDS | link_config.FIELDS
 # Field of a config that names a variant -> what it is used for, per model (see `models.variants.USES`).
 ATTENTIONS = {
-    "transformer": {"attention": "decoder"},
-    "encoder": {"attention": "encoder"},
-    "encoder_decoder": {"attention": "encoder", "decoder_attention": "decoder", "cross_attention": "cross"},
+    "transformer": {"attention": "decoder", "graph_attention": "decoder"},
+    "encoder": {"attention": "encoder", "graph_attention": "encoder"},
+    "encoder_decoder": {
+        "attention": "encoder",
+        "graph_attention": "encoder",
+        "decoder_attention": "decoder",
+        "cross_attention": "cross",
+    },
     "vit": {"attention": "encoder"},
 }
+ON_GRAPH = ("attention", "graph_attention")  # fields whose variant may read a graph
 
 
 def check(config, length):
@@ -65,9 +74,14 @@ def check(config, length):
     check_given(config, length)
     if config.name in vision_config.FIELDS:
         return vision_config.check(config, length)
+    if config.name in graph_config.FIELDS:
+        return graph_config.check(config, length)
+    if config.name in link_config.FIELDS:
+        return link_config.check(config, length)
     check_types(config, FIELDS[config.name])
-    check_choices(config, {"position": POSITIONS, "pool": POOLS})
+    check_choices(config, {"position": POSITIONS, "pool": (*POOLS, "tokens")})
     check_least(config, {"vocab_size": 1, "encoder_depth": 1, "t5_buckets": 1, "num_classes": 0})
+    check_least(config, {"graph_bias": 0, "num_relations": 0})
     check_layers(config)
     _check_positions(config)
     _check_rope(config, length)
@@ -75,7 +89,12 @@ def check(config, length):
     _check_head(config)
     for field, use in ATTENTIONS[config.name].items():
         shared = {name: config[name] for name in ("position", "attention_dropout", "num_heads")}
-        check_attention(config[field], use=use, field=field, **shared)
+        if field == "graph_attention":
+            if not config[field]:
+                continue
+            shared["position"] = "none"  # as in cross-attention, which has none of its own
+        check_attention(config[field], use=use, field=field, graph=field in ON_GRAPH, **shared)
+    _check_graph(config)
 
 
 def _check_positions(config):
@@ -118,6 +137,41 @@ def _check_head(config):
         raise ValueError("model.tie_embeddings: a classifier has no scores of tokens to untie; write True")
 
 
+def _check_graph(config):
+    if config.get("pool") == "cls" and VARIANTS[config.attention.name].graph:
+        raise ValueError("model.pool: no edge reaches the vector of 'cls' in graph attention alone; write mean")
+    if config.graph_attention and not VARIANTS[config.graph_attention.name].graph:
+        name = config.graph_attention.name
+        raise ValueError(f"model.graph_attention.name: {name!r} reads no graph; write graph, or {{}} for none")
+    if not config.graph_bias:
+        return
+    if config.name == "transformer":
+        raise ValueError(
+            "model.graph_bias: a path may run through later words, so no decoder can use it; write 0, and "
+            "graph_attention for a graph"
+        )
+    if not VARIANTS[config.attention.name].can.bias or config.attention.get("summary_per_head"):
+        name = config.attention.name
+        raise ValueError(f"model.graph_bias: {name!r} has no scores for it to add to; write 0, or another attention")
+
+
+def reads_graph(config):
+    """Whether a model with this config wants the edges of a graph of its tokens."""
+    if "graph_bias" not in config:  # a model of images
+        return False
+    return bool(config.graph_attention or config.graph_bias or VARIANTS[config.attention.name].graph)
+
+
+def check_filled(config):
+    """Raises ValueError where a field is still 0 that only the data know: a model cannot be built from it."""
+    named = (config[field].name for field in ON_GRAPH if config[field])
+    if not config.num_relations and any(VARIANTS[name].graph for name in named):
+        raise ValueError(
+            "model.num_relations: 0 stands for what the data have, and none were read; write the number, 1 for edges "
+            "all alike"
+        )
+
+
 def rope_settings(config, length):
     """Arguments of `attention.rotary_frequencies` for a model; only dynamic scaling looks at `length`."""
     scaling = dict(config.rope_scaling)
@@ -140,4 +194,5 @@ def encoder_of(config):
 def decoder_of(config):
     """The config of an encoder-decoder's decoder: `depth` layers with `decoder_attention` and `cross_attention`."""
     view = {name: config[name] for name in (*TEXT_FIELDS, "cross_attention")}
-    return FrozenConfigDict(view | {"name": "transformer", "attention": config.decoder_attention})
+    no_graph = {"graph_attention": {}, "graph_bias": 0}  # that is the source's
+    return FrozenConfigDict(view | {"name": "transformer", "attention": config.decoder_attention} | no_graph)

@@ -85,11 +85,14 @@ class Sizes(NamedTuple):
     num_kv_heads: int
     head_dim: int
     length: int
+    num_relations: int
 
 
 def sizes_of(config, length):
     """The `Sizes` of a model's config at a training length."""
-    return Sizes(config.width, config.num_heads, config.num_kv_heads, config.width // config.num_heads, length)
+    heads = config.num_heads, config.num_kv_heads, config.width // config.num_heads
+    relations = config.num_relations if "num_relations" in config else 0  # models of images have no graphs
+    return Sizes(config.width, *heads, length, relations)
 
 
 class Attention(nnx.Module):
@@ -108,13 +111,14 @@ class Attention(nnx.Module):
     attention and the delta rule have no normaliser, so each head of their output is divided by its root mean square;
     without the learned scale and the swish gate of their papers. Gated linear attention computes its decays from x
     through a rank of 16. The delta rule computes its step sizes from x and gives queries and keys a SiLU and unit
-    length; without the short convolutions. RetNet's rotation is the model's `position`, as for all.
+    length; without the short convolutions. RetNet's rotation is the model's `position`, as for all. Graph attention
+    learns a vector for each relation; its "gatv2" has no value of its own, what is scored is sent.
 
     Args:
       config: the model's config; reads name, width, depth, num_heads, num_kv_heads, use_bias, attention_dropout and
         `field`.
       length: the training length, of the keys in cross-attention; parameters over the length have it.
-      field: the config's field that names the variant: "attention" or "cross_attention".
+      field: the config's field that names the variant: "attention", "graph_attention" or "cross_attention".
       owner: whether the layer owns its variant's learned arrays; False where the model owns one set for all layers.
       rngs: draws the parameters.
     """
@@ -122,18 +126,15 @@ class Attention(nnx.Module):
     def __init__(self, config, *, length, rngs, field="attention", owner=True):
         self.config = FrozenConfigDict(config)  # hashable, so jit can tell two layers apart
         self.field, self.sizes = field, sizes_of(config, length)
-        width, num_heads, num_kv_heads, head_dim, _ = self.sizes
-        variant, _ = variant_of(config[field])
-        self.query = normal(rngs, (width, num_heads, head_dim))
-        if not variant.shared_query_key:
-            self.key = normal(rngs, (width, num_kv_heads, head_dim))
-        self.value = normal(rngs, (width, num_kv_heads, head_dim))
+        width, num_heads, num_kv_heads, head_dim, *_ = self.sizes
+        variant, settings = variant_of(config[field])
+        heads = {"query": num_heads, "key": num_kv_heads, "value": num_kv_heads}
+        for name in variant.projected(settings):
+            setattr(self, name, normal(rngs, (width, heads[name], head_dim)))
         self.out = normal(rngs, (num_heads, head_dim, width), residual_std(config.depth))
         if config.use_bias:
-            self.query_bias = zeros(num_heads, head_dim)
-            if not variant.shared_query_key:
-                self.key_bias = zeros(num_kv_heads, head_dim)
-            self.value_bias = zeros(num_kv_heads, head_dim)
+            for name in variant.projected(settings):
+                setattr(self, f"{name}_bias", zeros(heads[name], head_dim))
             self.out_bias = zeros(width)
         if owner:
             self.learned = learned_arrays(config, length=length, rngs=rngs, field=field)
@@ -148,6 +149,7 @@ class Attention(nnx.Module):
         key_mask=None,
         segment_ids=None,
         grid=None,
+        edges=None,
         shared=None,
         rng=None,
     ):
@@ -157,10 +159,11 @@ class Attention(nnx.Module):
           x: [B, T, width].
           memory: [B, S, width], what cross-attention reads; None for self-attention.
           rotate: applied to query and key, `[B, T, heads, H] -> same`; None for no rotation.
-          bias: an `attention.biases.Bias` for the scores, or None.
+          bias: an `attention.biases.Bias` for the scores, a list of them, or None.
           key_mask: [B, S] bool, True = real token; None for no padding.
           segment_ids: [B, T] int, documents of a packed row; negative = padding. None for one document.
           grid: the `Grid` that the tokens stand in, for the variants that want one.
+          edges: the `models.edges.Edges` between the tokens, [B, E], for the variants that want them.
           shared: the model's `learned_arrays`, for a variant whose layers share one set.
           rng: the training step's key, for dropout on the attention weights and a variant's own draws; None in
             evaluation: no dropout, and what a variant draws is a function of its `seed`.
@@ -173,24 +176,30 @@ class Attention(nnx.Module):
         heads = self.heads(x, x if memory is None else memory, rotate)
         learned = self.learned if shared is None else shared
         arrays = variant.arrays(settings, self.sizes, learned, x, rotate, draw_rng)
-        tail = self._tail(variant, bias, key_mask, segment_ids, grid, dropout_rng)
+        tail = self._tail(variant, bias, key_mask, segment_ids, grid, edges, dropout_rng)
         return self.merge_heads(variant.attend(*heads, *arrays, settings=settings, causal=self.causal, **tail))
 
-    def weights(self, x, *, rotate=None, grid=None, shared=None):
+    def weights(
+        self, x, *, rotate=None, bias=None, key_mask=None, segment_ids=None, grid=None, edges=None, shared=None
+    ):
         """How much of each token every token of `x [B, T, width]` takes: [B, N, T, T], float32, in evaluation.
 
         Whatever the variant, its output is linear in the values. With the j-th unit vector as the value of token j, it
-        is the weights themselves, exactly. Time and memory of a call with heads of width T.
+        is the weights themselves, exactly. Time and memory of a call with heads of width T. Graph attention gives its
+        weights itself.
         """
         variant, settings = variant_of(self.config[self.field])
         x = x.astype(jnp.float32)
         query, key, value = self.heads(x, x, rotate)
         learned = self.learned if shared is None else shared
         arrays = list(variant.arrays(settings, self.sizes, learned, x, rotate, None))
-        value = jnp.broadcast_to(jnp.eye(x.shape[1])[:, None], (*value.shape[:-1], x.shape[1]))
-        for i in variant.values if arrays else ():  # no arrays where the settings share the ordinary values
-            arrays[i] = value
-        tail = self._tail(variant, None, None, None, grid, None)
+        tail = self._tail(variant, bias, key_mask, segment_ids, grid, edges, None)
+        if variant.graph:  # whose values gain a vector for each edge: it gives its weights itself
+            tail["return_weights"] = True
+        else:
+            value = jnp.broadcast_to(jnp.eye(x.shape[1])[:, None], (*value.shape[:-1], x.shape[1]))
+            for i in variant.values if arrays else ():  # no arrays where the settings share the ordinary values
+                arrays[i] = value
         weights = variant.attend(query, key, value, *arrays, settings=settings, causal=self.causal, **tail)
         return weights.swapaxes(1, 2)
 
@@ -243,9 +252,11 @@ class Attention(nnx.Module):
 
     def heads(self, x, memory, rotate):
         """Query of `x`, key and value of `memory`: [B, T, num_heads, H], [B, S, num_kv_heads, H] twice."""
-        variant, _ = variant_of(self.config[self.field])
-        query, value = self._project(x, "query"), self._project(memory, "value")
-        key = query if variant.shared_query_key else self._project(memory, "key")
+        variant, settings = variant_of(self.config[self.field])
+        inputs = {"query": x, "value": memory, "key": memory}  # in this order, by which gradients of x are summed
+        heads = {name: self._project(y, name) for name, y in inputs.items() if name in variant.projected(settings)}
+        query, key = heads["query"], heads.get("key", heads["query"])
+        value = heads.get("value", key)
         query, key = variant.shape(query, key)
         return (query, key, value) if rotate is None else (rotate(query), rotate(key), value)
 
@@ -260,7 +271,7 @@ class Attention(nnx.Module):
         heads = jnp.einsum("btd,dnh->btnh", x, getattr(self, name).astype(x.dtype))
         return heads + getattr(self, f"{name}_bias").astype(x.dtype) if self.config.use_bias else heads
 
-    def _tail(self, variant, bias, key_mask, segment_ids, grid, rng):
+    def _tail(self, variant, bias, key_mask, segment_ids, grid, edges, rng):
         """Keyword arguments for what has to be honoured; `check_attention` has refused bias and dropout in vain."""
         if segment_ids is not None and not variant.can.packing:
             raise NotImplementedError("segment_ids: this variant cannot keep documents apart; give each its own row")
@@ -268,9 +279,15 @@ class Attention(nnx.Module):
             raise NotImplementedError("key_mask: this variant cannot leave out padding; give rows of one length")
         if variant.grid and grid is None:
             raise ValueError("grid: this variant wants the rows and columns of the tokens, got None; give a Grid")
+        if variant.graph and edges is None:
+            raise ValueError(
+                "edges: this variant wants those of a graph of the tokens, got None; give models.edges.Edges"
+            )
         tail = {"key_mask": key_mask, "bias": bias, "query_segment_ids": segment_ids, "key_segment_ids": segment_ids}
         if variant.grid:
             tail["grid"] = grid
+        if variant.graph:
+            tail |= {"edges": edges, "bias": None}
         if rng is not None and self.config.attention_dropout:
             tail |= {"dropout_rate": self.config.attention_dropout, "dropout_rng": rng}
         return {name: x for name, x in tail.items() if x is not None}

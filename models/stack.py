@@ -10,7 +10,8 @@ from jax import lax
 from attention import alibi_slopes, apply_rotary, biases, rotary_frequencies
 from attention.checks import split_rng
 from models.block import Block, Context, drop_path, drop_path_rates
-from models.config import rope_settings
+from models.config import reads_graph, rope_settings
+from models.edges import between_real, graph_distances
 from models.layers import learned_arrays, norm_of, normal, one_for_all
 from models.reversible import reversible
 
@@ -31,6 +32,11 @@ class Stack(nnx.Module):
     Stochastic depth, where the config has `drop_path`: what a branch adds is left out with a probability that rises
     linearly over the layers (`models.block.drop_path`).
 
+    Where the config has a `graph_bias` of D, the scores of self-attention gain a learned number per head and distance
+    between the two tokens in the graph: one for each of 0 to D edges, one for more, one where no path leads (Ying et
+    al. 2021, "Do Transformers Really Perform Bad for Graph Representation?", Graphormer, arXiv:2106.05234, eq. 6). All
+    layers share the table. Edges count in both directions, whichever way they point.
+
     Args:
       config: the config of a decoder or an encoder; see `models.config.decoder_of`.
       length: the training length, with everything that stands before the tokens.
@@ -41,6 +47,8 @@ class Stack(nnx.Module):
         self.config = config
         if config.position == "t5":
             self.t5_table = normal(rngs, (config.t5_buckets, config.num_heads))
+        if reads_graph(config) and config.graph_bias:
+            self.graph_bias = normal(rngs, (config.graph_bias + 3, config.num_heads))
         fields = [name for name in ("attention", "cross_attention") if name in config and one_for_all(config[name])]
         if fields:
             shared = {name: learned_arrays(config, length=length, rngs=rngs, field=name) for name in fields}
@@ -59,7 +67,7 @@ class Stack(nnx.Module):
           rng: the training step's key, None in evaluation.
           **context: fields of `models.block.Context`.
         """
-        context = Context(self._shared(), self._rotation(places), self._bias(), **context)
+        context = self._context(x, places, **context)
         rngs = None if rng is None else jax.random.split(rng, self.config.depth)
         x = self._reversible(x, rngs, context) if self.config.reversible else self._ordinary(x, rngs, context)[0]
         return self.norm(x)
@@ -68,7 +76,7 @@ class Stack(nnx.Module):
         """Runs the layers as `layers` does; returns what `look(block, x, context)` says of each one's input x, and the
         last one's output before the norm.
         """
-        context = Context(self._shared(), self._rotation(places), self._bias(), **context)
+        context = self._context(x, places, **context)
         rngs = None if rng is None else jax.random.split(rng, self.config.depth)
         x, seen = self._ordinary(x, rngs, context, look)
         return list(seen), x
@@ -81,7 +89,7 @@ class Stack(nnx.Module):
 
     def step_layers(self, x, places, states):
         """Runs the layers on new tokens `x [B, t, width]` and norms; returns (x, new states)."""
-        context = Context(self._shared(), self._rotation(places), self._bias())
+        context = self._context(x, places)
         narrow = lambda x: x.astype(self.config.dtype)  # noqa: E731
 
         def layer(streams, block_and_state):
@@ -131,6 +139,21 @@ class Stack(nnx.Module):
         branches = _branch("mix", x.dtype), _branch("feed", x.dtype)
         first, second = reversible(branches, (wide, wide), (self.blocks, rngs), context)
         return ((first + second) / 2).astype(x.dtype)
+
+    @property
+    def reads_graph(self):
+        """Whether the layers want the `edges` of a graph of the tokens."""
+        return reads_graph(self.config)
+
+    def _context(self, x, places, **given):
+        """The `Context` of all layers, with what they share; distances in the graph are computed here, once."""
+        changes = self._bias()
+        if hasattr(self, "graph_bias"):
+            restrictions = {name: given.get(name) for name in ("key_mask", "segment_ids")}
+            edges = between_real(given["edges"], **restrictions)
+            distance = graph_distances(edges, x.shape[1], self.config.graph_bias)
+            changes = [*filter(None, [changes]), biases.GraphDistance(self.graph_bias[...], distance)]
+        return Context(self._shared(), self._rotation(places), changes, **given)
 
     def _shared(self):
         return {name: dict(arrays) for name, arrays in self.shared.items()} if hasattr(self, "shared") else {}

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from attention.checks import split_rng
-from models.config import check, decoder_of, encoder_of, rope_settings
+from models.config import check, check_filled, decoder_of, encoder_of, rope_settings
+from models.edges import check_edges
 from models.layers import dropout, normal, sinusoids
 from models.stack import Stack
 
@@ -99,13 +100,16 @@ class Transformer(TokenStack):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
+        check_filled(config)
         super().__init__(config, length=length, rngs=rngs)
 
-    def __call__(self, tokens, *, positions=None, segment_ids=None, rng=None):
+    def __call__(self, tokens, *, graph=None, positions=None, segment_ids=None, rng=None):
         """Scores of the next token after each token.
 
         Args:
           tokens: [B, T] int. A token outside the vocabulary makes its own logits NaN.
+          graph: the `models.edges.Edges` between the tokens, [B, E], for a model with graph attention. An edge from a
+            later token does not count: no token looks ahead.
           positions: [B, T] int, each token's place in its document, for rope, learned and sinusoidal; None = arange(T).
             What may attend follows the order of the array whatever stands here. alibi and t5 count along the array,
             which agrees inside a document, and refuse the argument; so does none. A place beyond the learned ones
@@ -118,9 +122,11 @@ class Transformer(TokenStack):
           Logits [B, T, vocab_size], float32.
 
         Raises:
-          ValueError: tokens are not integers [B, T], positions have no meaning, T is beyond the learned positions.
+          ValueError: tokens are not integers [B, T], positions have no meaning, T is beyond the learned positions; a
+            graph that the model does not read, or none where it reads one.
         """
         self.check_tokens("tokens", tokens)
+        check_edges("graph", graph, tokens, self.reads_graph)
         _check_like(tokens, positions=positions, segment_ids=segment_ids)
         if positions is not None and self.config.position not in ("rope", "learned", "sinusoidal"):
             kind = self.config.position
@@ -128,7 +134,7 @@ class Transformer(TokenStack):
         places = jnp.arange(tokens.shape[1]) if positions is None else positions
         embed_rng, layers_rng = split_rng(rng, 2)
         x = self.embed(tokens, places, embed_rng, None if segment_ids is None else segment_ids >= 0)
-        return self.logits(self.layers(x, places, layers_rng, segment_ids=segment_ids))
+        return self.logits(self.layers(x, places, layers_rng, segment_ids=segment_ids, edges=graph))
 
     def start(self, batch_size, capacity):
         """The state before the first token, for `step`.
@@ -142,9 +148,11 @@ class Transformer(TokenStack):
 
         Raises:
           ValueError: a capacity beyond the learned positions.
-          NotImplementedError: the variant or dynamic rope scaling cannot decode.
+          NotImplementedError: the variant, graph attention or dynamic rope scaling cannot decode.
         """
         config = self.config
+        if self.reads_graph:
+            raise NotImplementedError("graph: the edges of tokens to come are not known; give the whole text at once")
         if config.position == "learned" and capacity > self.length:
             raise ValueError(f"capacity: wanted at most the {self.length} learned positions, got {capacity}")
         if rope_settings(config, capacity)["length"] is not None:
@@ -179,13 +187,15 @@ class Decoding(NamedTuple):
 
 
 class Encoder(TokenStack):
-    """A model that reads a text from both sides, to classify it or to guess its masked tokens.
+    """A model that reads a text from both sides, to classify it or its words, or to guess its masked tokens.
 
         scores = pool(layers(embed(tokens))) W_classes         pool: the vector before the tokens, or the tokens' mean
+        scores = layers(embed(tokens)) W_classes               pool = "tokens": the classes of each token
         scores = layers(embed(tokens)) W_vocab                 num_classes = 0: one row per token
 
     Classification by a vector before the tokens and masked language modelling: Devlin et al. 2019, BERT,
-    arXiv:1810.04805, section 3. With pool="cls" that vector stands before the tokens also in masked language modelling.
+    arXiv:1810.04805, section 3. With pool="cls" that vector stands before the tokens also in masked language modelling;
+    in the graph of the tokens it has no edges.
 
     Args:
       config: a ConfigDict with the fields of `models.config.FIELDS["encoder"]`.
@@ -198,6 +208,7 @@ class Encoder(TokenStack):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
+        check_filled(config)
         self.before = int(config.pool == "cls")
         super().__init__(config, length=length + self.before, rngs=rngs, vocabulary=config.num_classes == 0)
         if self.before:
@@ -205,40 +216,67 @@ class Encoder(TokenStack):
         if config.num_classes:
             self.classes = normal(rngs, (config.num_classes, config.width))
 
-    def __call__(self, tokens, *, key_mask=None, segment_ids=None, rng=None):
-        """Scores of the classes, or of the vocabulary at each token.
+    def __call__(self, tokens, *, graph=None, key_mask=None, segment_ids=None, rng=None):
+        """Scores of the classes, of the row or of each token, or of the vocabulary at each token.
 
         Args:
           tokens: [B, T] int.
+          graph: the `models.edges.Edges` between the tokens, [B, E], for a model with graph attention or a graph bias.
+            Edges from or to what is no real token, and between documents, do not count.
           key_mask: [B, T] bool, True = real token. What stands elsewhere has no influence on real tokens or the pool.
-          segment_ids: [B, T] int, documents of a packed row, negative = padding; for num_classes = 0 without a vector
-            before the tokens.
+          segment_ids: [B, T] int, documents of a packed row, negative = padding; for scores of each token without a
+            vector before the tokens.
           rng: the training step's typed key, for dropout and what variants draw at random; None = evaluation.
 
         Returns:
-          [B, num_classes], or [B, T, vocab_size] for num_classes = 0; float32.
+          [B, num_classes], [B, T, num_classes] with pool="tokens", or [B, T, vocab_size] for num_classes = 0; float32.
 
         Raises:
           ValueError: an input does not fit, named.
           NotImplementedError: packed rows where a row has one vector or one class; a variant without packing.
         """
+        if segment_ids is not None and (self.before or self.config.num_classes and self.config.pool == "mean"):
+            raise NotImplementedError("segment_ids: one class or one vector a row; write num_classes=0 and pool='mean'")
+        embed_rng, layers_rng = split_rng(rng, 2)
+        x, places, real, given = self._embed(tokens, graph, key_mask, segment_ids, embed_rng)
+        x = self.layers(x, places, layers_rng, **given)
+        if self.config.num_classes == 0:
+            return self.logits(x[:, self.before :])
+        pooled = x[:, 0] if self.before else x if self.config.pool == "tokens" else _mean(x, real)
+        return jnp.einsum("...d,cd->...c", pooled, self.classes.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def attention_maps(self, tokens, *, graph=None, key_mask=None):
+        """How much of each token the tokens of each layer take, in evaluation.
+
+        Args:
+          tokens: [B, T] int.
+          graph: as the model itself takes it.
+          key_mask: likewise. Rows of padding are unspecified.
+
+        Returns:
+          For each layer [B, N, T, T] float32, the token that takes before the one that is taken. A branch of graph
+          attention follows the heads of self-attention with its own, [B, 2 N, T, T]. With pool="cls" the vector before
+          the tokens counts as the first of T + 1.
+        """
+        x, places, _, given = self._embed(tokens, graph, key_mask, None, None)
+        look = lambda block, x, context: block.weights(x, context)  # noqa: E731
+        return self.watch_layers(x, places, None, look, **given)[0]
+
+    def _embed(self, tokens, graph, key_mask, segment_ids, rng):
+        """x, its places, which tokens are real (None for all), and what else the layers are given."""
         self.check_tokens("tokens", tokens, self.before)
         _check_like(tokens, key_mask=key_mask, segment_ids=segment_ids)
-        if segment_ids is not None and (self.before or self.config.num_classes):
-            raise NotImplementedError("segment_ids: one class or one vector a row; write num_classes=0 and pool='mean'")
+        check_edges("graph", graph, tokens, self.reads_graph)
         real = (
             key_mask if segment_ids is None else segment_ids >= 0 if key_mask is None else key_mask & (segment_ids >= 0)
         )
-        embed_rng, layers_rng = split_rng(rng, 2)
         places = jnp.arange(tokens.shape[1] + self.before)
-        x = self.embed(tokens, places, embed_rng, real, self.first[...] if self.before else None)
+        x = self.embed(tokens, places, rng, real, self.first[...] if self.before else None)
         if key_mask is not None and self.before:
             key_mask = jnp.pad(key_mask, ((0, 0), (1, 0)), constant_values=True)
-        x = self.layers(x, places, layers_rng, key_mask=key_mask, segment_ids=segment_ids)
-        if self.config.num_classes == 0:
-            return self.logits(x[:, self.before :])
-        pooled = x[:, 0] if self.before else _mean(x, real)
-        return jnp.einsum("bd,cd->bc", pooled, self.classes.astype(x.dtype), preferred_element_type=jnp.float32)
+        if graph is not None and self.before:
+            graph = graph._replace(senders=graph.senders + 1, receivers=graph.receivers + 1)
+        return x, places, real, {"key_mask": key_mask, "segment_ids": segment_ids, "edges": graph}
 
 
 class EncoderDecoder(TokenStack):
@@ -260,15 +298,23 @@ class EncoderDecoder(TokenStack):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
+        check_filled(config)
         super().__init__(decoder_of(config), length=length, rngs=rngs)
         self.encoder = Stack(encoder_of(config), length=length, rngs=rngs)
 
-    def __call__(self, source, target, *, source_mask=None, rng=None):
+    @property
+    def reads_graph(self):
+        """Whether the encoder wants the edges of a graph of the source."""
+        return self.encoder.reads_graph
+
+    def __call__(self, source, target, *, source_graph=None, source_mask=None, rng=None):
         """Scores of the next token after each token of the target.
 
         Args:
           source: [B, S] int.
           target: [B, T] int, what the decoder has read so far: the wanted text behind a start token.
+          source_graph: the `models.edges.Edges` between the tokens of the source, [B, E], for an encoder that reads a
+            graph.
           source_mask: [B, S] bool, True = real token.
           rng: the training step's typed key, for dropout and what variants draw at random; None = evaluation.
 
@@ -281,10 +327,11 @@ class EncoderDecoder(TokenStack):
         self.check_tokens("source", source)
         self.check_tokens("target", target)
         _check_like(source, "source", source_mask=source_mask)
+        check_edges("source_graph", source_graph, source, self.reads_graph)
         source_rng, encoder_rng, target_rng, decoder_rng = split_rng(rng, 4)
         places = jnp.arange(source.shape[1])
         x = self.embed(source, places, source_rng, source_mask)
-        memory = self.encoder.layers(x, places, encoder_rng, key_mask=source_mask)
+        memory = self.encoder.layers(x, places, encoder_rng, key_mask=source_mask, edges=source_graph)
         places = jnp.arange(target.shape[1])
         x = self.embed(target, places, target_rng)
         return self.logits(self.layers(x, places, decoder_rng, memory=memory, memory_mask=source_mask))

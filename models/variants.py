@@ -66,9 +66,11 @@ class Variant:
       ring: (settings) -> {window, pinned} of the `KeyValueCache` it decodes from; empty where that keeps every token.
         Raises NotImplementedError for settings that cannot decode.
       shape: (query, key) -> the same, before they rotate.
-      shared_query_key: the queries are the keys, from one projection.
+      projected: (settings) -> which of query, key and value the layer projects; a key that is none of them is the
+        query, a value that is none is the key.
       normalized: each head of the output is divided by its root mean square, in place of the normaliser it lacks.
       grid: the tokens stand on a grid of rows x columns, and `attend` takes it as `grid`; for models of images.
+      graph: the tokens are the nodes of a graph, and `attend` takes its `models.edges.Edges` as `edges`.
     """
 
     attend: Callable
@@ -82,9 +84,10 @@ class Variant:
     values: tuple[int, ...] = ()
     ring: Callable = lambda settings: {}
     shape: Callable = lambda query, key: (query, key)
-    shared_query_key: bool = False
+    projected: Callable = lambda settings: ("query", "key", "value")
     normalized: bool = False
     grid: bool = False
+    graph: bool = False
 
     @property
     def recurrent(self):
@@ -124,6 +127,27 @@ def _check_axial(field, settings, *, num_heads, **model):
         raise ValueError(f"{field}.name: 'axial' gives half of the heads to each axis, got num_heads = {num_heads}")
 
 
+def _check_graph(field, settings, *, position, **model):
+    if settings["score"] == "gatv2" and position == "rope":
+        raise ValueError(
+            f"{field}.score: 'gatv2' adds query and key, where rope's turns would not tell distances; write "
+            "'dot_product', or model.position='learned'"
+        )
+
+
+# The edges are what a token sees, so that one that looks ahead is left out in a decoder, one into padding or another
+# document everywhere.
+GRAPH = Capability(
+    sees="the tokens that an edge of the graph comes from",
+    softmax="exact",
+    time="O(T + E)",
+    memory="O(T + E)",
+    paper="Velickovic et al. 2018; Shaw et al. 2018",
+    arxiv="1710.10903",
+    bias=False,
+    decoding="",
+    learned='`relations`, for "gatv2" `vector`',
+)
 CHUNK_SIZE = Setting(64, minimum=1)  # tokens compared pair by pair before they fold into the state
 VARIANTS = {
     "full": Variant(attend.full, CAPABILITIES["dot_product_attention"], mask=attend.mask_full),
@@ -203,7 +227,7 @@ VARIANTS = {
         },
         check=_check_lsh,
         arrays=attend.hash_key,
-        shared_query_key=True,
+        projected=lambda settings: ("query", "value"),
     ),
     "linear": Variant(
         attend.linear,
@@ -269,20 +293,43 @@ VARIANTS = {
         {"window": Setting(7, minimum=1)},
         grid=True,
     ),
+    # Tokens attend along the edges of a graph and nowhere else, each edge with the vector of its relation. score:
+    # "dot_product", or "gatv2", which has one projection for what a sender is scored by and what it sends.
+    "graph": Variant(
+        attend.graph,
+        GRAPH,
+        {"score": Setting("dot_product", choices=("dot_product", "gatv2"))},
+        check=_check_graph,
+        learned=attend.graph_learned,
+        arrays=attend.graph_arrays,
+        projected=attend.graph_projected,
+        graph=True,
+    ),
 }
 
 
-def check_attention(attention, *, position, attention_dropout, num_heads, use="decoder", field="attention", grid=False):
+def check_attention(
+    attention,
+    *,
+    position,
+    attention_dropout,
+    num_heads,
+    use="decoder",
+    field="attention",
+    grid=False,
+    graph=False,
+):
     """Raises ValueError in one line if a model cannot be built with `attention = {name, ...settings}`.
 
     Args:
       attention: mapping; `name` is a key of `VARIANTS`, the rest are that variant's settings, all of them.
-      position: the model's kind of positions; "alibi" and "t5" need scores to add to, except in cross-attention.
+      position: the model's kind of positions; "alibi" and "t5" need scores to add to, where the field has positions.
       attention_dropout: rate of dropout on the attention weights; more than 0 needs weights.
       num_heads: the model's number of query heads.
       use: one of USES.
       field: the config's field that holds `attention`, for the message.
       grid: whether the model's tokens stand on a grid.
+      graph: whether they are nodes of a graph.
 
     >>> check_attention({"name": "window"}, position="rope", attention_dropout=0.0, num_heads=4)
     Traceback (most recent call last):
@@ -304,8 +351,10 @@ def check_attention(attention, *, position, attention_dropout, num_heads, use="d
     wanted, lack = USES[use]
     if variant.grid and not grid:
         raise ValueError(f"{field}.name: {name!r} wants a grid of patches, as images have; write {_others(wanted)}")
+    if variant.graph and not graph:
+        raise ValueError(f"{field}.name: {name!r} wants a graph of tokens, and here is none; write {_others(wanted)}")
     if not getattr(variant.can, wanted):
-        raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted, grid)}")
+        raise ValueError(f"{field}.name: {name!r} {lack}; write {_others(wanted, grid, graph)}")
     if position in ("alibi", "t5") and use != "cross" and not variant.can.bias:
         raise ValueError(
             f"model.position: {name!r} has no scores for {position!r} to add to; write rope, or {field}.name "
@@ -315,6 +364,6 @@ def check_attention(attention, *, position, attention_dropout, num_heads, use="d
         raise ValueError(f"model.attention_dropout: {name!r} has no weights to drop; write 0.0 and use model.dropout")
 
 
-def _others(capability, grid=False):
-    able = [name for name, variant in VARIANTS.items() if getattr(variant.can, capability) and grid >= variant.grid]
-    return f"one of {', '.join(able)}"
+def _others(capability, grid=False, graph=False):
+    fit = {name: variant for name, variant in VARIANTS.items() if grid >= variant.grid and graph >= variant.graph}
+    return f"one of {', '.join(name for name, variant in fit.items() if getattr(variant.can, capability))}"

@@ -446,7 +446,7 @@ def test_more_seeds_keep_the_finished_one(finished, command, tmp_path, no_report
             "--config.variants.full.model.attention.name=ful",
             "variant full: model.attention.name: unknown variant 'ful'",
         ),
-        ("--config.train.optimizer=sgd", "config.train.optimizer='sgd': want str, one of adamw, muon"),
+        ("--config.train.optimizer=sgd", "config.train.optimizer='sgd': want str, one of adamw, adam, muon"),
         ("--config.only=ful", "unknown variant 'ful'"),
     ],
 )

@@ -358,7 +358,10 @@ def line(x, axis, i):
     return jnp.take(x, i, axis=3 - axis)
 
 
-@pytest.mark.parametrize("name, axis", [*((name, 1) for name in VARIANTS), ("linear", 2), ("delta_rule", -3)])
+@pytest.mark.parametrize(
+    "name, axis",
+    [*(pytest.param(name, 1, marks=pytest.mark.slow) for name in VARIANTS), ("linear", 2), ("delta_rule", -3)],
+)
 def test_along_axis_equals_a_loop_over_lines(name, axis):
     """Arrays by token (masks, gates) come along; what is fixed by a partial is for all lines."""
     function, settings, by_token = VARIANTS[name]

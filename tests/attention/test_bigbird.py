@@ -258,6 +258,7 @@ def test_dropout(given):
     assert_dropout(attend)
 
 
+@pytest.mark.slow
 def test_implementations_drop_the_same_weights():
     drop = dict(rng=jax.random.key(1), dropout_rng=jax.random.key(0), dropout_rate=0.4, block_size=4)
     arrays = oracle.inputs(37)[:3]
@@ -276,6 +277,7 @@ def temporary_bytes(T):
     return jax.jit(jax.grad(loss, (1, 2, 3))).lower(listed, *arrays).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_of_a_traced_pattern_is_linear():
     """Beside a constant tile, a few arrays of the inputs' size (sorting the schedule weighs far less)."""
     low, high = temporary_bytes(2048), temporary_bytes(8192)

@@ -52,7 +52,9 @@ def test_strict_flags_change_nothing(case, dtype):
     chex.assert_trees_all_equal(plain, strict)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "blockwise", "linear"])
+@pytest.mark.parametrize(
+    "implementation", ["blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("reference", "linear"))]
+)
 def test_nan_in_padded_queries_stays_in_their_rows(implementation):
     x = jax.random.normal(jax.random.key(2), (1, T, N, H))
     broken = jnp.where(REAL[:, None, None], x, jnp.nan)

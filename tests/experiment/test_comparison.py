@@ -6,6 +6,7 @@ import pytest
 from configs.compare_text import get_config
 from experiment import comparison
 from experiment.records import write_json
+from tasks import TASKS
 
 METRIC = {"name": "validation bits per byte", "higher_is_better": False}
 BASELINES = {"uniform": 8.0, "unigram": 4.5, "bigram": 3.0}
@@ -17,6 +18,10 @@ def result(label, seed, amounts, **changes):
         "label": label,
         "seed": seed,
         "error": None,
+        "steps": 5,
+        "best_step": 5,
+        "groups": {},
+        "details": {},
         "parameters": 7,
         "compile_seconds": 1.0,
         "peak_memory_bytes": 5,
@@ -69,6 +74,19 @@ def test_several_seeds_take_it_from_the_seeds(compare):
     quality = compare(*runs)["full"]["quality"]
     assert quality["stderr_over"] == "seeds" and quality["values"] == [2.0, 2.4, 3.1]
     assert quality["stderr"] == pytest.approx(np.std([2.0, 2.4, 3.1], ddof=1) / 3**0.5)
+
+
+def test_further_numbers_are_averaged_over_seeds(compare):
+    runs = [result("full", seed, [20.0], details={"Hits@1": hits}) for seed, hits in enumerate((0.25, 0.75))]
+    details = compare(*runs)["full"]["details"]
+    assert details == {"Hits@1": {"mean": 0.5, "stderr": pytest.approx(0.25), "values": [0.25, 0.75]}}
+
+
+@pytest.mark.parametrize("task, tokens", [("text", 1), ("images", 64), ("knowledge_graph", 1)])
+def test_only_a_unit_of_whole_examples_has_many_tokens(task, tokens):
+    config = get_config()
+    config.task, config.data = task, {TASKS[task].SIZE: 8}
+    assert comparison.unit(config) == {"name": TASKS[task].UNIT, "tokens": tokens}
 
 
 def test_difference_is_paired_over_pieces(compare):

@@ -193,7 +193,7 @@ def test_speeds_are_told_in_images(page):
     assert "tokens" not in text.replace("--config", "")
     assert "images/s" in text and "linear trains fastest, at 210 images per second" in text  # 10300 / 49
     assert "120 steps, 5.02k images each" in text  # 120 * 2048 / 49
-    assert "over images" in text and "image by image" in text and "file" not in text
+    assert "over images" in text and "over the same images or seeds" in text and "file" not in text
     assert "Cost against image size" in text and "patches, T = rows × columns" in text
 
 

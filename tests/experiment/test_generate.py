@@ -251,6 +251,7 @@ def test_flags_are_refused(arguments, message):
     check_flags(parsed("--generate", "--seed=3"))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     """Two steps of training, then a text, and another from another seed."""
     monkeypatch.setattr("experiment.report.write_report", lambda *_: None)

@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from ml_collections import FrozenConfigDict
@@ -66,6 +67,7 @@ def test_accumulation_equals_the_large_batch_though_parts_weigh_differently():
         assert close.mean() > 0.98
 
 
+@pytest.mark.slow
 def test_dropout_repeats_by_seed_and_step_and_is_off_without_a_rate():
     dropping = tiny(model__dropout=0.5)
     assert run(dropping)[0] == run.__wrapped__(dropping)[0]  # compiled and run anew
@@ -152,7 +154,45 @@ class TestOptimizers:
         assert {name for name, on in names.items() if not on} == {name for name in names if "norm" in name}
         assert names["['embedding']"] and names["['blocks']['mlp']['into']"]
 
-    @pytest.mark.parametrize("name", list(optimizers.OPTIMIZERS))
+    def test_without_warm_up_and_fall_the_rate_is_constant(self):
+        _, schedule = optimizers.make(tiny(train__warmup_steps=0, train__final_fraction=1.0).train)
+        assert {float(schedule(step)) for step in (0, 1, 5, 7, 1000)} == {float(np.float32(1e-2))}
+
+    def test_gradients_of_any_size_pass_a_clip_norm_of_inf(self):
+        updates = []
+        for clip_norm in (math.inf, 1e30, 1.0):
+            transformation, _ = optimizers.make(tiny(train__optimizer="adam", train__clip_norm=clip_norm).train)
+            params = {"w": jnp.ones(3)}
+            state = transformation.init(params)
+            for size in (1e3, 1.0):
+                update, state = transformation.update({"w": jnp.full(3, size)}, state, params)
+            updates.append(float(update["w"][0]))
+        assert updates[0] == updates[1] != updates[2]
+
+    def test_adam_takes_the_gradient_of_the_penalty_on_every_parameter_into_its_moments(self):
+        rng, decay, rate, beta1, beta2 = np.random.default_rng(0), 0.1, 1e-2, 0.9, 0.999
+        params = {"kernel": rng.normal(size=(3, 5)), "bias": rng.normal(size=5)}
+        constant = dict(train__warmup_steps=0, train__final_fraction=1.0, train__clip_norm=math.inf)
+        betas = dict(train__beta1=beta1, train__beta2=beta2)
+        transformation, _ = optimizers.make(
+            tiny(train__optimizer="adam", train__weight_decay=decay, **constant, **betas).train
+        )
+        ours = {name: jnp.float32(value) for name, value in params.items()}
+        state, first, second = transformation.init(ours), dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+        for step in range(1, 5):
+            grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+            updates, state = transformation.update(jax.tree.map(jnp.float32, grads), state, ours)
+            ours = optax.apply_updates(ours, updates)
+            for name, grad in grads.items():  # Kingma & Ba 2015, algorithm 1
+                grad = grad + decay * params[name]
+                first[name] = beta1 * first[name] + (1 - beta1) * grad
+                second[name] = beta2 * second[name] + (1 - beta2) * grad**2
+                mean, spread = first[name] / (1 - beta1**step), np.sqrt(second[name] / (1 - beta2**step))
+                params[name] = params[name] - rate * mean / (spread + 1e-8)
+        for name in params:
+            np.testing.assert_allclose(ours[name], params[name], rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS.keys() - {"adam"}))  # whose penalty is in the loss
     def test_decay_without_gradient_shrinks_matrices_only(self, name):
         params = self.params()
         transformation, schedule = optimizers.make(tiny(train__optimizer=name, train__weight_decay=0.5).train)

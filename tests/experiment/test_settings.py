@@ -123,7 +123,9 @@ class TestCheck:
             ("data__length", 0, "config.data.length=0: want int, at least 1"),
             ("seed", 2**31, "config.seed=2147483648: want int, at least 0 and below 2**31"),
             ("train__steps", 10**20, "want int, at least 1 and below 2**31"),
-            ("train__optimizer", "sgd", "config.train.optimizer='sgd': want str, one of adamw, muon"),
+            ("train__clip_norm", 0.0, "config.train.clip_norm=0.0: want float, above 0, or inf for no limit"),
+            ("train__patience", 5, "the task 'text' has no development data apart from those of the judgement"),
+            ("train__optimizer", "sgd", "config.train.optimizer='sgd': want str, one of adamw, adam, muon"),
             ("train__accumulate", 3, "config.train.batch_size=2: want a multiple of train.accumulate=3"),
             ("model__vocab_size", 100, "variant full: config.model.vocab_size=100: the task 'text' needs 256"),
             ("model__name", "mamba", "variant full: model.name: got 'mamba'; the task 'text' trains transformer"),
@@ -309,6 +311,14 @@ class TestClaim:
         self.claim(tmp_path / "run")
         with pytest.raises(settings.SettingsError, match=r"\(config.data.length: 512 -> 64; config.seed: 0 -> 3\)"):
             self.claim(tmp_path / "run", changed(data__length=64, seed=3))
+
+    def test_a_number_without_end_is_stored_and_read_as_one(self, tmp_path):
+        for _ in range(2):
+            self.claim(tmp_path / "run", changed(train__clip_norm=float("inf")))
+        stored = json.loads((tmp_path / "run" / "config.json").read_text(), parse_constant=pytest.fail)
+        assert settings.from_json(stored)["train"]["clip_norm"] == float("inf")
+        with pytest.raises(settings.SettingsError, match=r'config.train.clip_norm: "inf" -> 1.0'):
+            self.claim(tmp_path / "run", changed(train__clip_norm=1.0))
 
     def test_changed_data_is_refused(self, tmp_path):
         self.claim(tmp_path / "run")

@@ -37,6 +37,8 @@ ATTENTION = {
     "linformer layerwise": {"name": "linformer", "rank": 5, "sharing": "layerwise"},
     "axial": {"name": "axial"},
     "grid_window": {"name": "grid_window", "window": 3},
+    "graph": {"name": "graph", "score": "dot_product"},
+    "graph gatv2": {"name": "graph", "score": "gatv2"},
 }
 
 
@@ -50,8 +52,9 @@ def can(case):
     return kind(case).can
 
 
-CAUSAL = [case for case in ATTENTION if can(case).causal]
-IMAGE = [case for case in ATTENTION if can(case).bidirectional]  # what a model of images takes
+GRAPH = [case for case in ATTENTION if kind(case).graph]  # what wants edges (test_graph_text.py); the others do not
+CAUSAL = [case for case in ATTENTION if can(case).causal and case not in GRAPH]
+IMAGE = [case for case in ATTENTION if can(case).bidirectional and case not in GRAPH]  # what a model of images takes
 BIDIRECTIONAL = [case for case in IMAGE if not kind(case).grid]  # and what an encoder of texts takes
 CROSS = [case for case in ATTENTION if can(case).cross]
 EXACT_CAUSAL = [case for case in CAUSAL if case != "lsh"]  # no look-ahead bit for bit: LSH sorts the whole sequence

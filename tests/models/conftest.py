@@ -45,6 +45,9 @@ def tiny():
             "remat": False,
             "reversible": False,
             "attention": {"name": "full"},
+            "graph_attention": {},
+            "graph_bias": 0,
+            "num_relations": 0,
         }
         return ConfigDict(fields | OWN_FIELDS.get(name, {}) | changes)
 

@@ -88,6 +88,7 @@ def test_steps_write_in_place_when_the_state_is_donated(tiny, tokens, attention)
     assert memory.temp_size_in_bytes < 8 * scores < state.layers[0].key.nbytes
 
 
+@pytest.mark.slow
 def test_states_are_ordinary_trees_by_row(tiny, tokens):
     """Beam search: a step after reordering rows equals the reordering of the step."""
     model = model_of(tiny(depth=1, scan_layers=False))

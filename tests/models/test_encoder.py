@@ -41,7 +41,12 @@ def test_number_of_parameters(tiny, pool, num_classes, tied, position):
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == wanted
 
 
-@pytest.mark.parametrize("attention", BIDIRECTIONAL)
+SOME = BIDIRECTIONAL[::6]  # the rest only among the slow tests
+
+
+@pytest.mark.parametrize(
+    "attention", [pytest.param(case, marks=() if case in SOME else pytest.mark.slow) for case in BIDIRECTIONAL]
+)
 def test_padding_has_no_influence(tiny, tokens, key_mask, attention):
     # The last layer's row of a first vector, a global token, never reads the ordinary projections.
     pool = "mean" if attention == "longformer projected" else "cls"

@@ -457,7 +457,7 @@ def test_refuses_what_would_be_ignored(tiny, monkeypatch, missing, argument):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_examples_are_accepted(name):
-    use, grid = "decoder" if VARIANTS[name].can.causal else "encoder", VARIANTS[name].grid
-    shared = {"position": "rope", "attention_dropout": 0.0, "num_heads": 2}
-    check_attention({"name": name, **examples(name)}, **shared, use=use, grid=grid)
+    kind, shared = VARIANTS[name], {"position": "rope", "attention_dropout": 0.0, "num_heads": 2}
+    use = "decoder" if kind.can.causal else "encoder"
+    check_attention({"name": name, **examples(name)}, **shared, use=use, grid=kind.grid, graph=kind.graph)
     assert all(isinstance(kind, Setting) for kind in VARIANTS[name].settings.values())

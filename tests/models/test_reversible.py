@@ -71,6 +71,7 @@ def test_the_model_replays_what_was_drawn(tiny, tokens, monkeypatch, case):
     assert_trees_agree(got, wanted, roundings=1024)  # the streams are won back within roundings of a sum
 
 
+@pytest.mark.slow
 def test_bfloat16_streams_are_won_back_in_float32(tiny, tokens, monkeypatch):
     config = tiny(reversible=True, dtype="bfloat16", depth=8)
     got = trained(config)(tokens)
@@ -117,6 +118,7 @@ def test_the_program_does_not_grow_with_depth(tiny, tokens):
     assert lines(2) == lines(8)
 
 
+@pytest.mark.slow
 def test_reversible_layers_are_one_layer_deep_the_ordinary_ones(tiny, tokens):
     """With one layer: streams (x, x) -> (x + f, x + g(x + f)), and the mean of both."""
     config = tiny(reversible=True, depth=1)
