@@ -40,13 +40,18 @@ TEXT_FIELDS = (
     }
 )
 # Name in `models.MODELS` -> the fields its config has, with their types. A field that a model does not read is refused.
-FIELDS = {
-    "transformer": TEXT_FIELDS,
-    "encoder": TEXT_FIELDS | {"pool": str, "num_classes": int},
-    # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
-    "encoder_decoder": TEXT_FIELDS
-    | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
-} | vision_config.FIELDS | graph_config.FIELDS | link_config.FIELDS
+FIELDS = (
+    {
+        "transformer": TEXT_FIELDS,
+        "encoder": TEXT_FIELDS | {"pool": str, "num_classes": int},
+        # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
+        "encoder_decoder": TEXT_FIELDS
+        | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
+    }
+    | vision_config.FIELDS
+    | graph_config.FIELDS
+    | link_config.FIELDS
+)
 # Field of a config that names a variant -> what it is used for, per model (see `models.variants.USES`).
 ATTENTIONS = {
     "transformer": {"attention": "decoder", "graph_attention": "decoder"},

@@ -13,7 +13,9 @@ from harness import EPS, assert_everything_learns, assert_trees_agree, build, va
 from models import MODELS
 from models.axial import AxialResNet
 from models.config import FIELDS, POSITIONS, check
+from models.gat import GraphNetwork
 from models.layers import sinusoids
+from models.link_prediction import LinkPrediction
 from models.swin import Swin
 from models.transformer import Encoder, EncoderDecoder, Transformer
 from models.vit import ViT
@@ -44,6 +46,8 @@ def test_models_names_it():
         "vit": ViT,
         "swin": Swin,
         "axial": AxialResNet,
+        "graph_network": GraphNetwork,
+        "link_prediction": LinkPrediction,
     }
     assert FIELDS.keys() == MODELS.keys()
 

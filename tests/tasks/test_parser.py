@@ -59,7 +59,15 @@ def treebank(count, seed=0):
 def small():
     """A parser small enough for tests."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"WIDTH": 16, "ARC": 8, "LAYERS": 2, "TOKENS": 128, "STEPS": 120, "LENGTHS": (16,)}.items():
+        for name, value in {
+            "WIDTH": 16,
+            "ARC": 8,
+            "LAYERS": 2,
+            "TOKENS": 128,
+            "PARSED": 256,
+            "STEPS": 120,
+            "LENGTHS": (16,),
+        }.items():
             patch.setattr(parser, name, value)
         yield
 
