@@ -1,4 +1,7 @@
-"""Attention along the edges of a graph: each node attends to those that send it an edge."""
+"""Attention along the edges of a graph: each node attends to those that send it an edge.
+
+Gradients of any order, in reverse mode only: forward mode (`jax.jvp`) is refused by JAX.
+"""
 
 from __future__ import annotations
 
@@ -291,7 +294,7 @@ def _attend(score, values, senders, receivers, num_nodes, dropout_rate, rng, ret
 
 def _check_edges(ends, edge_mask, E=None):
     """The indices as int32 `[E]`, with `NOBODY` at both ends of an edge that is masked or has an end nowhere."""
-    ends = {name: (jnp.asarray(index), size) for name, (index, size) in ends.items()}
+    ends = {name: (_as_index(index), size) for name, (index, size) in ends.items()}
     for name, (index, _) in ends.items():
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise ValueError(f"{name}: wanted integers, got dtype {index.dtype}")
@@ -312,6 +315,17 @@ def _check_edges(ends, edge_mask, E=None):
     return tuple(jnp.where(exists & real, index, NOBODY).astype(jnp.int32) for index, _ in ends.values())
 
 
+def _as_index(index):
+    """An array; NumPy's 64-bit numbers, which JAX would wrap to 32, stay beyond all nodes where they were."""
+    if isinstance(index, jax.Array):
+        return index
+    index = np.asarray(index)
+    if index.size == 0:  # NumPy calls an empty list floats
+        index = index.astype(np.int32) if index.dtype == np.float64 else index
+    wide = np.issubdtype(index.dtype, np.integer) and index.dtype.itemsize > 4
+    return jnp.asarray(np.clip(index, -NOBODY, NOBODY).astype(np.int32) if wide else index)
+
+
 def _refuse_outside(name, index, fine, size):
     """Raises ValueError for an edge whose node does not exist, if that can be known: nothing here is traced."""
     if isinstance(fine, jax.core.Tracer) or np.all(fine):
@@ -323,8 +337,12 @@ def _refuse_outside(name, index, fine, size):
 
 
 def _check_slope(negative_slope):
-    if isinstance(negative_slope, bool) or not isinstance(negative_slope, (int, float, np.number)):
-        raise ValueError(f"negative_slope: wanted a number, got {negative_slope!r}")
+    if (
+        isinstance(negative_slope, bool)
+        or not isinstance(negative_slope, (int, float, np.number))
+        or not np.isfinite(negative_slope)
+    ):
+        raise ValueError(f"negative_slope: wanted a finite number, got {negative_slope!r}")
     return float(negative_slope)
 
 

@@ -14,8 +14,9 @@ from .tile import plain_promotion
 NOBODY = np.iinfo(np.int32).max  # the index of no node: reads as zeros, and what is added to it is dropped
 
 # Numbers in the edge rows [edges, N, H] that are alive at once. On CPU a gathered row is best used before it leaves the
-# cache, and fresh memory for all rows of a graph costs several times the arithmetic; a GPU wants all edges at once.
-NUMBERS_AT_ONCE = {"cpu": 2**19}
+# cache, and fresh memory for all rows of a graph costs several times the arithmetic; a GPU wants as many at once as its
+# memory bears.
+NUMBERS_AT_ONCE, NUMBERS_AT_ONCE_ELSEWHERE = {"cpu": 2**19}, 2**27
 
 
 def take(nodes, index):
@@ -43,7 +44,7 @@ def in_pieces(step, sums, edges, row_size):
       `sums` in the end, and the results of all pieces as arrays `[E, ...]`.
     """
     E = len(jax.tree.leaves(edges)[0])
-    size = max(NUMBERS_AT_ONCE.get(jax.default_backend(), E * row_size) // max(row_size, 1), 1)
+    size = max(NUMBERS_AT_ONCE.get(jax.default_backend(), NUMBERS_AT_ONCE_ELSEWHERE) // max(row_size, 1), 1)
     if size >= E:
         return step(sums, edges)
 

@@ -471,7 +471,9 @@ REFUSED = [
     ),
     (gat_attention, dict(edge_mask=np.ones(E)), r"^edge_mask: wanted bools of shape \(61,\), got float32 \(61,\)"),
     (gat_attention, dict(edge_mask=np.ones(V, bool)), r"^edge_mask: wanted bools of shape \(61,\), got bool \(13,\)"),
-    (gat_attention, dict(negative_slope="0.2"), "^negative_slope: wanted a number, got '0.2'"),
+    (gat_attention, dict(negative_slope="0.2"), "^negative_slope: wanted a finite number, got '0.2'"),
+    (gat_attention, dict(negative_slope=float("nan")), "^negative_slope: wanted a finite number, got nan"),
+    (gat_attention, dict(senders=np.full(E, 2**32)), "^senders: wanted nodes in 0..12, got .* at edge 0"),
     (gat_attention, dict(dropout_rate=1.0, rng=SEED), r"^dropout_rate: wanted a number in \[0, 1\), got 1.0"),
     (gat_attention, dict(dropout_rate=0.1), "^rng: wanted a jax.random.key"),
     (
