@@ -12,6 +12,9 @@ DATA_DIR holds a Universal Dependencies treebank (universaldependencies.org), as
 places by their distance (rope, alibi, t5), one by nothing (none). graph attends along the edges of the dependency tree
 and sees nothing else, no order either; rope_graph adds that as a branch to the layers of rope; rope_distance adds a
 learned number for each distance in the tree to the scores of rope. mlp_width makes up for what a variant has beside.
+
+"subject" is an upper line: it knows the tree and the number of the subject. The questions of number agreement are also
+about verbs whose form shows no number, such as the English past tense but "was" and "were"; see tasks/syntax.py.
 """
 
 from ml_collections import ConfigDict

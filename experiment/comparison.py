@@ -14,7 +14,7 @@ from tasks import TASKS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-EXAMPLES = ("images", "sentences")  # units that are whole examples; the others are what an example consists of
+EXAMPLES = ("images",)  # units that are whole examples; the others are what an example consists of
 
 
 def folder(workdir, label, seed):

@@ -55,6 +55,12 @@ _SHARES = (
     "Attention tells where a model looked, not why it answered: what values and MLPs make of a word, and whether it "
     "spoke for the answer or against it, does not enter."
 )
+# What the data call a tree -> the words.
+_TREES = {
+    "labelled": "the annotators' dependency tree",
+    "unlabelled": "the annotators' dependency tree",
+    "predicted": "the dependency tree that a parser predicted",
+}
 _GRIDS = (
     "The grid of patches of the first layers, at training size. The dot is one query near the middle, a coloured cell "
     "what it may attend to in one layer."
@@ -163,7 +169,7 @@ def _lead(comparison, curves, settings, title):
     seeds = max((len(seeds) for seeds in curves.values()), default=0)
     better = "higher" if comparison["metric"]["higher_is_better"] else "lower"
     budget = _budget(comparison, curves, settings) + (f", {seeds} seeds" if seeds > 1 else "")
-    unseen = " on validation data never seen in training" if "validation" in comparison["metric"]["name"] else ""
+    unseen = f" on {wording(comparison).unseen}" if "validation" in comparison["metric"]["name"] else ""
     what = (
         f"{budget}. The score is {metric_name(comparison)}{unseen}; {better} is better. "
         f"Measured on {comparison['device']}."
@@ -231,8 +237,9 @@ def _shown(comparison, pictures):
 def _shown_sentences(comparison, pictures):
     found = sentences.sentences(comparison, pictures)
     body = sentences.to_html(found, lambda i: swatch(comparison, comparison["variants"][i]))
+    tree = _TREES.get((comparison.get("data") or {}).get("tree"), "its dependency tree")
     hint = (
-        "A validation sentence under its dependency tree, an arrow from each head to its dependent. The framed word is "
+        f"A validation sentence under {tree}, an arrow from each head to its dependent. The framed word is "
         "the one in question. Bars are the share of its attention that each word gets, mean over heads and layers, on "
         "one scale for all models; the largest are written out."
     )

@@ -10,6 +10,7 @@ class Wording:
     Attributes:
       compared: what the variants are, in the plural.
       topic: what they are compared on, from the `name` of the data and the `task`.
+      unseen: the validation data, and what of them training has not seen.
       pieces: what the validation data consist of, in the plural, where the data do not say.
       cost: title of the section about growing cost.
       size: what grows there.
@@ -22,6 +23,7 @@ class Wording:
 
     compared: str = "kinds of attention"
     topic: str = "{name} ({task})"
+    unseen: str = "validation data never seen in training"
     pieces: str = "files"
     cost: str = "Cost against length"
     size: str = "length"
@@ -45,6 +47,7 @@ _IMAGES = Wording(
 _GRAPHS = Wording(
     compared="graph models",
     topic="{name}",
+    unseen="validation data whose answers were never seen in training",  # of one graph, nodes and edges were
     pieces="node groups",
     cost="Cost against graph size",
     size="number of nodes",
@@ -54,7 +57,7 @@ _GRAPHS = Wording(
     sees="",  # who may attend to whom is the graph itself, and the same for all
 )
 # What speed is counted in -> the words; whatever stands not here is read as text.
-_OF_UNIT = {"images": _IMAGES, "nodes": _GRAPHS, "questions": _GRAPHS, "triples": _GRAPHS}
+_OF_UNIT = {"images": _IMAGES, "nodes": _GRAPHS, "questions": _GRAPHS}
 
 
 def unit(comparison) -> str:

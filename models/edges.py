@@ -1,4 +1,4 @@
-"""The edges of a batch of graphs, as arrays of one shape: which count, the graph they are together, distances."""
+"""The edges of a batch of graphs, as arrays of one shape: which count, their union, loops, distances."""
 
 from typing import Any, NamedTuple
 
@@ -65,6 +65,35 @@ def disjoint_union(edges, num_nodes):
     first = num_nodes * jnp.arange(len(edges.senders))[:, None]
     shifted = edges._replace(senders=edges.senders + first, receivers=edges.receivers + first)
     return Edges(*(array.reshape(-1) for array in shifted))
+
+
+def with_self_loops(edges, num_nodes, relation):
+    """The same edges, and behind them one from every node to itself, of its own relation.
+
+    Args:
+      edges: `Edges` of [E], one graph.
+      num_nodes: V.
+      relation: of the new edges.
+
+    Returns:
+      `Edges` of [E + V].
+
+    >>> loops = with_self_loops(Edges(*jnp.zeros((3, 1), int), mask=jnp.ones(1, bool)), 2, 4)
+    >>> loops.senders.tolist(), loops.receivers.tolist(), loops.relations.tolist()
+    ([0, 0, 1], [0, 0, 1], [0, 4, 4])
+    """
+    nodes = jnp.arange(num_nodes, dtype=edges.senders.dtype)
+    loops = Edges(nodes, nodes, jnp.full_like(nodes, relation), jnp.ones_like(nodes, bool))
+    return Edges(*map(jnp.append, edges, loops))
+
+
+def without_self_loops(edges):
+    """The same edges, where those from a node to itself are padding: mask False.
+
+    >>> without_self_loops(Edges(*jnp.array([[0, 1], [1, 1], [0, 0]]), mask=jnp.ones(2, bool))).mask.tolist()
+    [True, False]
+    """
+    return edges._replace(mask=edges.mask & (edges.senders != edges.receivers))
 
 
 def between_real(edges, *, key_mask=None, segment_ids=None, causal=False):

@@ -63,6 +63,13 @@ def check_least(config, least):
             raise ValueError(f"model.{name}: wanted at least {minimum}, got {config[name]}")
 
 
+def check_filled(config, names):
+    """Raises ValueError where a field is still 0 that only the data know: a model cannot be built from it."""
+    for name in names:
+        if not config[name]:
+            raise ValueError(f"model.{name}: 0 stands for what the data have, and none were read; write the number")
+
+
 def check_layers(config):
     """Raises ValueError unless a stack of layers can have the `LAYER_FIELDS` of `config`."""
     check_choices(config, {"dtype": DTYPES, "norm": NORMS, "activation": ACTIVATIONS})

@@ -7,8 +7,9 @@ from jax.experimental.sparse import BCOO
 from ml_collections import FrozenConfigDict
 
 from attention.checks import split_rng
-from models.edges import Edges, disjoint_union
-from models.graph_config import check, check_filled
+from models.edges import Edges, disjoint_union, with_self_loops, without_self_loops
+from models.fields import check_filled
+from models.graph_config import check
 from models.graph_layers import LAYERS, glorot
 from models.sparse_features import bag_of, drop_per_head, project
 
@@ -57,7 +58,7 @@ class GraphNetwork(nnx.Module):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
-        check_filled(config)
+        check_filled(config, ("num_features", "num_classes"))
         self.config = config = FrozenConfigDict(config)  # hashable, so jit can tell two models apart
         self.num_features, width = config.num_features, config.num_features
         if config.input_width:
@@ -132,7 +133,7 @@ class GraphNetwork(nnx.Module):
         batch, num_nodes, width = nodes.shape
         edges = disjoint_union(edges, num_nodes)
         if self.config.self_loops:
-            edges = with_self_loops(edges, batch * num_nodes, self.config.num_relations)
+            edges = with_self_loops(without_self_loops(edges), batch * num_nodes, self.config.num_relations)
         if isinstance(nodes, BCOO):
             return bag_of(nodes, self.config.dtype), edges
         return nodes.reshape(batch * num_nodes, width).astype(self.config.dtype), edges
@@ -152,19 +153,6 @@ class GraphNetwork(nnx.Module):
     def _shortcut(self, number, x):
         name = str(number)
         return project(x, self.shortcuts[name][...])[:, 0] if name in self.shortcuts else x
-
-
-def with_self_loops(edges, num_nodes, relation):
-    """The edges but for loops, and behind them one loop for each node, of its own relation.
-
-    >>> loops = with_self_loops(Edges(*jnp.array([[0, 1], [1, 1], [0, 0]]), mask=jnp.ones(2, bool)), 2, 7)
-    >>> loops.senders.tolist(), loops.relations.tolist(), loops.mask.tolist()
-    ([0, 1, 0, 1], [0, 0, 7, 7], [True, False, True, True])
-    """
-    nodes = jnp.arange(num_nodes, dtype=edges.senders.dtype)
-    others = edges._replace(mask=edges.mask & (edges.senders != edges.receivers))
-    loops = Edges(nodes, nodes, jnp.full_like(nodes, relation), jnp.ones(num_nodes, bool))
-    return Edges(*(jnp.concatenate(pair) for pair in zip(others, loops, strict=True)))
 
 
 def _check_graphs(nodes, edges, num_features):

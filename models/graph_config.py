@@ -47,13 +47,6 @@ def check(config, length):
     _check_attention(config)
 
 
-def check_filled(config):
-    """Raises ValueError where a field is still 0 that only the data know: a model cannot be built from it."""
-    for name in ("num_features", "num_classes"):
-        if not config[name]:
-            raise ValueError(f"model.{name}: 0 stands for what the data have, and none were read; write the number")
-
-
 def _check_layers(config):
     for name in ("num_heads", "head_dim"):
         if not all(type(n) is int and n > 0 for n in config[name]):

@@ -121,8 +121,9 @@ class GATv2(GraphLayer):
             receiving = receiving + self.receiver_bias.astype(receiving.dtype)
         features = None if self.relation_table is None else self.relation_table[edges.relations]
         arrays = with_values(sending, drop(sending), receiving, self.vector, features)
-        sending, receiving, vector, tail["edge_features"] = arrays
-        out, weights = gatv2_attention(sending, receiving, edges.senders, edges.receivers, vector, **tail)
+        sending, receiving, vector, features = arrays
+        indices = edges.senders, edges.receivers
+        out, weights = gatv2_attention(sending, receiving, *indices, vector, edge_features=features, **tail)
         return out[..., -self.bias.shape[-1] :], weights
 
 

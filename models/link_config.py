@@ -50,10 +50,3 @@ def _check_attention(config):
         )
     if name in ("none", "constant") and config.attention_dropout:
         raise ValueError(f"model.attention_dropout: {name!r} learns no weights to drop; write 0.0")
-
-
-def check_filled(config):
-    """Raises ValueError where a field is still 0 that only the data know: a model cannot be built from it."""
-    for name in ("num_entities", "num_relations"):
-        if not config[name]:
-            raise ValueError(f"model.{name}: 0 stands for what the data have, and none were read; write the number")

@@ -7,9 +7,10 @@ from ml_collections import FrozenConfigDict
 
 from attention import gat_attention, gatv2_attention
 from attention.checks import split_rng
-from models.edges import Edges, disjoint_union
+from models.edges import disjoint_union, with_self_loops
+from models.fields import check_filled
 from models.layers import dropout, normal, product, zeros
-from models.link_config import check, check_filled
+from models.link_config import check
 
 # Of vectors of entities and relations: a score is a product of three, and with GPT-2's 0.02 training starts with
 # gradients near 0.
@@ -39,6 +40,7 @@ class LinkPrediction(nnx.Module):
       ValueError: what `models.link_config.check(config, length)` refuses.
 
     >>> from ml_collections import ConfigDict
+    >>> from models.edges import Edges
     >>> config = ConfigDict({"name": "link_prediction", "num_entities": 7, "num_relations": 2, "width": 4, "depth": 1,
     ...                      "num_heads": 2, "dropout": 0.0, "attention_dropout": 0.0, "attention": {"name": "gat"}})
     >>> model = LinkPrediction(config, length=3, rngs=nnx.Rngs(0))
@@ -49,7 +51,7 @@ class LinkPrediction(nnx.Module):
 
     def __init__(self, config, *, length, rngs):
         check(config, length)
-        check_filled(config)
+        check_filled(config, ("num_entities", "num_relations"))
         self.config = config = FrozenConfigDict(config)  # hashable, so jit can tell two models apart
         self.entities = normal(rngs, (config.num_entities, config.width), EMBEDDING_STD)
         self.relations = normal(rngs, (2 * config.num_relations, config.width), EMBEDDING_STD)
@@ -167,16 +169,3 @@ def _gatv2(layer, x, projected, messages, edges, rng):
 
 
 ATTEND = {"gat": _gat, "gatv2": _gatv2, "constant": _constant}
-
-
-def with_self_loops(edges, num_nodes, relation):
-    """`Edges` of [E], and after them one from every node to itself, of its own relation: [E + num_nodes].
-
-    >>> edges = Edges(*jnp.zeros((3, 1), int), mask=jnp.ones(1, bool))
-    >>> loops = with_self_loops(edges, 2, 4)
-    >>> loops.senders.tolist(), loops.relations.tolist()
-    ([0, 0, 1], [0, 4, 4])
-    """
-    nodes = jnp.arange(num_nodes, dtype=edges.senders.dtype)
-    loops = Edges(nodes, nodes, jnp.full_like(nodes, relation), jnp.ones_like(nodes, bool))
-    return Edges(*map(jnp.append, edges, loops))

@@ -10,12 +10,13 @@ A task is a module with these names; `train.py` and `eval.py` know no others.
                             rows and columns of an image, "num_nodes" of a graph, or "questions" about one. The
                             functions below call it `length`; 0 leaves it to `fields`
     UNIT                    what speed is counted in: what an example consists of ("tokens", "nodes", "questions"), or
-                            whole examples ("images", "sentences")
+                            whole examples ("images")
     tokens(length)          -> how many tokens, pixels or nodes an example has
     load(config.data)       -> corpus, the same for the same files; whatever is wrong with them is found here.
                             `corpus.sha256` is its fingerprint
     describe(corpus, length)
-                            -> what `data.json` keeps: "sha256", sizes, and the "baselines" of models without a network
+                            -> what `data.json` keeps: "sha256", sizes, the "baselines" of models without a network,
+                            and the "ceilings" of rules that know what a model must find out, where there are any
     fields(corpus)          -> the fields of the config that the data decide, such as {"model.num_classes": 10}
     batch(corpus, seed, step, batch_size, length)
                             -> {name: array [batch_size, ...]}, training examples of a step; a pure function, so

@@ -19,7 +19,8 @@ class Question(NamedTuple):
       verb: its index.
       subject: index of its subject.
       number: index in `NUMBERS`, the answer.
-      attractors: how many nouns, names and pronouns of the other number stand between the two.
+      attractors: how many nouns, names and pronouns of the other number stand between the two; those joined to the
+        subject, as "B" in "A and B are", are part of it and do not count.
     """
 
     verb: int
@@ -40,7 +41,7 @@ def questions(words):
     `Number` is Sing or Plur, which is in the third person where the treebank marks `Person` (the subjects of the others
     are the few pronouns "I", "you", "we", which give the answer by themselves), and which has exactly one subject: one
     dependent by nsubj or a subtype of it, of the verb or, if this is an auxiliary or copula, of its head. The number is
-    the treebank's; it may also mark verbs whose form shows none, as English-EWT does in the past tense.
+    the treebank's, which may also mark verbs whose form shows none: English-EWT does so in the past tense ("walked").
 
     Args:
       words: `tasks.conllu.Word`s of a sentence.
@@ -59,8 +60,9 @@ def questions(words):
             [subject] = subjects[clause]
             number = NUMBERS.index(word.feats["Number"])
             first, last = sorted((verb, subject))
-            between = (number_of_noun(noun) for noun in words[first + 1 : last])
-            found.append(Question(verb, subject, number, sum(other == 1 - number for other in between)))
+            between = [noun for noun in range(first + 1, last) if not _joined(words, noun, subject)]
+            attractors = sum(number_of_noun(words[noun]) == 1 - number for noun in between)
+            found.append(Question(verb, subject, number, attractors))
     return found
 
 
@@ -80,6 +82,13 @@ def number_of_noun(word):
     """Index in `NUMBERS` of the number of a noun, name or pronoun; None without one, and for other words."""
     number = word.feats.get("Number")
     return NUMBERS.index(number) if word.upos in NOUNS and number in NUMBERS else None
+
+
+def _joined(words, index, subject):
+    """Whether a word is one of several subjects: it hangs on the subject by conj, directly or through others."""
+    while words[index].relation == "conj":
+        index = words[index].head
+    return index == subject
 
 
 def _asked(word):

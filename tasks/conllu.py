@@ -12,13 +12,15 @@ Beside words 1, 2, 3, ... there are multiword tokens ("3-4", what is written as 
 import dataclasses
 import functools
 import re
+import reprlib
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 WRITTEN = ("ID", "FORM", "LEMMA", "MISC")  # columns that may hold spaces
-ID = re.compile(r"([1-9][0-9]*)|([1-9][0-9]*)-([1-9][0-9]*)|([0-9]+)\.([1-9][0-9]*)")
+NUMBER = re.compile(r"[0-9]{1,9}")  # more digits are none that a sentence has words for
+ID = re.compile(r"(N)|(N)-(N)|(0|N)\.(N)".replace("N", "[1-9][0-9]{0,8}"))
 
 
 class Word(NamedTuple):
@@ -133,7 +135,8 @@ def parse(text, name="text"):
 
     Raises:
       ValueError: "NAME:LINE: what is wrong": other than 10 columns, an empty one, ids out of order, a head that is no
-        word, several roots or none, a cycle, a feature without a value, comments inside or without a sentence.
+        word, several roots or none, a root that is not called so, a cycle, a feature without a value, comments inside
+        or without a sentence.
 
     >>> [sentence] = parse("# text = Dogs bark\n1\tDogs\tdog\tNOUN\tNNS\tNumber=Plur\t2\tnsubj\t_\t_\n"
     ...                    "2\tbark\tbark\tVERB\tVBP\t_\t0\troot\t_\t_\n\n")
@@ -159,7 +162,7 @@ def parse(text, name="text"):
     return sentences
 
 
-class _Fault(Exception):
+class _Fault(ValueError):
     """What is wrong, and the line if it is not the one just read."""
 
     def __init__(self, message, line=None):
@@ -188,10 +191,12 @@ def _sentence(rows, comments):
     for line, columns in rows:
         try:
             match = ID.fullmatch(columns[0])
-            _want(match, f"ID: wanted such as 3, 3-4 or 3.1, got {columns[0]!r}")
+            if not match:
+                raise _Fault(f"ID: wanted such as 3, 3-4 or 3.1, got {reprlib.repr(columns[0])}")
             if match[1]:
                 _want(int(match[1]) == len(words) + 1, f"ID: wanted {len(words) + 1}, got {columns[0]}")
                 words.append(_word(columns, columns[6]))
+                _check_root(words[-1])
                 lines.append(line)
             elif match[2]:
                 multiwords.append(_multiword(columns, int(match[2]), int(match[3]), len(words), multiwords))
@@ -209,7 +214,8 @@ def _sentence(rows, comments):
 
 def _word(columns, head):
     _, form, lemma, upos, xpos, feats, _, deprel, deps, misc = columns
-    _want(head.isascii() and head.isdecimal(), f"HEAD: wanted the ID of a word, or 0 for the root, got {head!r}")
+    if not NUMBER.fullmatch(head):
+        raise _Fault(f"HEAD: wanted the ID of a word, or 0 for the root, got {reprlib.repr(head)}")
     rest = ("" if value == "_" else value for value in (upos, xpos))
     lemma = "" if lemma == "_" != form else lemma  # the lemma of an underscore is an underscore
     kept = ("" if value == "_" else value for value in (deprel, deps, misc))
@@ -227,13 +233,13 @@ def _multiword(columns, first, last, count, before):
 def _empty(columns, after, number, count, before):
     wanted = before[-1].number + 1 if before and before[-1].after == count - 1 else 1
     _want((after, number) == (count, wanted), f"ID: wanted {count}.{wanted}, got {columns[0]}")
-    _want(columns[6] == "_", f"HEAD: wanted _ for an empty node, which only DEPS joins, got {columns[6]!r}")
+    _want(columns[6] == "_", f"HEAD: wanted _ for an empty node, which only DEPS joins, got {reprlib.repr(columns[6])}")
     return Empty(after - 1, number, _word(columns, "0"))
 
 
 @functools.cache  # a treebank has some hundred bundles, on every word one
 def features(column):
-    """The FEATS column as a read-only mapping.
+    """The FEATS column as a read-only mapping; ValueError if it is none.
 
     >>> dict(features("Number=Sing|Person=3")), dict(features("_"))
     ({'Number': 'Sing', 'Person': '3'}, {})
@@ -245,6 +251,13 @@ def features(column):
         _want(name not in found, f"FEATS: {name} stands twice")
         found[name] = value
     return MappingProxyType(found)
+
+
+def _check_root(word):
+    """The relation of the root is root, and that of no other word."""
+    if (word.head < 0) != (word.relation == "root"):
+        got = f"{reprlib.repr(word.deprel)} with HEAD {word.head + 1}"
+        raise _Fault(f"DEPREL: root stands with HEAD 0 and nowhere else, got {got}")
 
 
 def _check_tree(heads, lines):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ DIGIT_LABELS = 5  # of each digit: so few that a classifier of the features alon
 CHUNK = 1024  # nodes whose distances to all others are in memory at once
 DEVELOPMENT = 500  # nodes at most, and no more than a third of those that are left
 SPLIT = ("train", "dev", "test")
+COLUMNS = ("label", "split", "graph")
 NODE_COLUMN, EDGE_HEADERS = ("node", "id"), (["sender", "receiver"], ["source", "target"])
 CSR, MASKS = ("indptr", "indices", "data", "shape"), ("train_mask", "val_mask", "test_mask")
 
@@ -80,12 +82,13 @@ def _own(config):
     return read_tables(path, config.labels_per_class, config.num_neighbours)
 
 
+CITATION = (_citation, ("dir",))  # the three published graphs, and any other name where `config.data.dir` has its files
 # Name in `config.data.name` -> (function of `config.data` that gives a `Graph`, the fields of it that it reads).
 SOURCES = {
     "digits": (_digits, ("num_neighbours", "labels_per_class")),
-    "cora": (_citation, ("dir",)),
-    "citeseer": (_citation, ("dir",)),
-    "pubmed": (_citation, ("dir",)),
+    "cora": CITATION,
+    "citeseer": CITATION,
+    "pubmed": CITATION,
     "path": (_own, ("path", "num_neighbours", "labels_per_class")),
 }
 
@@ -105,9 +108,11 @@ def read_npz(path):
       ValueError: a key that is missing or unknown, an array of the wrong kind, shape or range.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive, which np.savez writes; np.save and a .npy file keep one array")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} does not read as .npz without pickles: {' '.join(str(error).split())}") from error
     own = CSR if "indptr" in arrays else ("features",)
     if missing := [name for name in (*own, "labels", "edge_index", *MASKS) if name not in arrays]:
@@ -129,8 +134,9 @@ def read_tables(folder, labels_per_class=0, num_neighbours=0):
     """A graph from `nodes.csv` and `edges.csv` in a folder, or the same with tabs in `nodes.tsv` and `edges.tsv`.
 
     `nodes.csv` has a line for each node: its name, numbers, its label (empty = unknown). A header, which begins with
-    `node` or `id`, may put the column `label` elsewhere, and add `split` (train, dev, test or empty) and `graph`, the
-    name of the graph that a node belongs to. Features are shifted and scaled to mean 0 and variance 1 over all nodes.
+    `node` or `id` and has no numbers, says which column is the `label`, and may add `split` (train, dev, test or empty)
+    and `graph`, the name of the graph that a node belongs to. Features are shifted and scaled to mean 0 and variance 1
+    over all nodes.
     `edges.csv` has a line `sender,receiver` for each edge, after such a header or without; an edge that runs both ways
     needs two lines.
 
@@ -270,7 +276,7 @@ def _csr(path, arrays):
 
 def _checked(path, arrays, name, kinds, shape):
     """An array of the kind, of numbers that are finite, whose shape is as given, None for any size."""
-    array = arrays[name]
+    array = np.asarray(arrays[name])  # an archive may hold other files, which come as bytes
     fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
     if array.dtype.kind not in kinds or not fits:
         wanted = " or ".join({"b": "bool", "f": "float", "i": "int", "u": "unsigned"}[kind] for kind in kinds)
@@ -298,12 +304,13 @@ def _rows(path):
 def _nodes(path):
     """({name: node}, features float64 [V, F], labels, {column: texts} for those of `split` and `graph` there are)."""
     rows = list(_rows(path))
-    header = rows.pop(0)[1] if rows and rows[0][1][0].lower() in NODE_COLUMN else None
+    header = [field.lower() for field in rows.pop(0)[1]] if rows and _is_header(rows[0][1]) else None
     if not rows:
         raise ValueError(f"{path}: no nodes in it; it wants a line NAME,NUMBERS,LABEL a node")
     width = len(header or rows[0][1])
-    places = {name: header.index(name) for name in ("label", "split", "graph") if name in header} if header else {}
-    places.setdefault("label", width - 1)
+    if header and "label" not in header:
+        raise ValueError(f"{path}:1: no column is called label, got {', '.join(header)}; call that of the labels so")
+    places = {name: header.index(name) for name in COLUMNS if name in header} if header else {"label": width - 1}
     numbers = [place for place in range(1, width) if place not in places.values()]
     if not numbers or places["label"] == 0:
         raise ValueError(f"{path}:1: got {width} columns, want a name, numbers and a label")
@@ -320,14 +327,23 @@ def _nodes(path):
     return names, features, columns.pop("label"), columns
 
 
+def _is_header(fields):
+    """Whether they are names of columns: the first says so, and none of the others is a number."""
+    return fields[0].lower() in NODE_COLUMN and all(_value(field) is None for field in fields[1:])
+
+
 def _number(path, line, text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise ValueError(f"{path}:{line}: feature {text!r}: want a number; a header begins with node")
+    value = _value(text)
+    if value is None or not np.isfinite(value):
+        raise ValueError(f"{path}:{line}: feature {text!r}: want a number; a header begins with node and has none")
     return value
+
+
+def _value(text):
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _edges(path, names):

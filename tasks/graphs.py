@@ -15,7 +15,7 @@ import scipy.sparse
 from jax.experimental import sparse
 
 from models.edges import Edges
-from tasks.graph_files import SOURCES, Graph
+from tasks.graph_files import CITATION, SOURCES, Graph
 from tasks.text import cross_entropy
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
@@ -50,8 +50,9 @@ def load(config) -> Corpus:
     """Reads the graph that `config.data` names.
 
     Args:
-      config: `name` (one of SOURCES), `path` (a `.npz` file or a folder of the user's own; non-empty replaces the
-        default source), `dir` (folder that holds the published files), `num_nodes` (0 = as the data have),
+      config: `name` (one of SOURCES, or any other whose files `ind.NAME.x`, ..., in the format of Planetoid, are in
+        `dir`), `path` (a `.npz` file or a folder of the user's own; non-empty replaces the default source), `dir`
+        (folder that holds a citation graph's files), `num_nodes` (0 = as the data have),
         `num_neighbours` (each node of a graph without edges is joined to so many; 0 = 8) and `labels_per_class` (how
         many are trained on where the data say nothing of it; 0 = 5 of digits, else 20).
 
@@ -61,10 +62,13 @@ def load(config) -> Corpus:
     Raises:
       ValueError: unknown source, settings that the source does not take, files that are missing or wrong.
     """
-    if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}")
+    if config.name not in SOURCES and not config.dir:
+        raise ValueError(
+            f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}; of another citation graph "
+            f"name the folder of its files, ind.{config.name}.x and so on: --config.data.dir=FOLDER"
+        )
     name = "path" if config.path and config.name == "digits" else config.name
-    read, settings = SOURCES[name]
+    read, settings = SOURCES.get(name, CITATION)
     for field in ("path", "dir", "num_neighbours", "labels_per_class"):
         if config[field] and field not in settings:
             raise ValueError(f"config.data.{field}={config[field]!r}: {name} does not read it; drop one of the two")

@@ -205,9 +205,9 @@ def edges_of(examples):
 def filtered_ranks(scores, answers, known):
     """The rank of each answer among all entities but the others that are right, too; ties share their mean rank.
 
-    rank = 1/2 + sum over e of ([score_e > score_answer] + [score_e >= score_answer]) / 2
+    rank = 1 + sum over the others e of ([not score_e <= score_answer] + [not score_e < score_answer]) / 2
 
-    The answer itself adds 1/2 and each tie another.
+    A tie adds 1/2. So said, what is no number (NaN) beats an answer, and an answer that is none ranks last.
 
     Args:
       scores: float [..., V].
@@ -223,9 +223,9 @@ def filtered_ranks(scores, answers, known):
     own = jnp.take_along_axis(scores, answers[..., None], -1)
     others = jnp.take_along_axis(scores, jnp.maximum(known, 0), -1)
     # Whole numbers: XLA on a CPU sums them twice as fast as truth values and floats, in whose order it is bound.
-    beats = lambda x: (x > own).astype(jnp.int32) + (x >= own)  # noqa: E731
-    halves = beats(scores).sum(-1) - jnp.where(known >= 0, beats(others), 0).sum(-1)
-    return (1 + halves).astype(jnp.float32) / 2
+    beats = lambda x: 2 - (x <= own).astype(jnp.int32) - (x < own)  # noqa: E731
+    halves = beats(scores).sum(-1) - beats(own)[..., 0] - jnp.where(known >= 0, beats(others), 0).sum(-1)
+    return 1 + halves.astype(jnp.float32) / 2
 
 
 def details(model, corpus, length):

@@ -1,4 +1,4 @@
-"""Files of the citation graphs Cora, Citeseer and Pubmed: Python 2 pickles, read without running what is in them."""
+"""Files of citation graphs as Cora, Citeseer and Pubmed have them: pickles, read without running what is in them."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,10 @@ import numpy as np
 import scipy.sparse
 
 PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index")
+PUBLISHED = ("cora", "citeseer", "pubmed")
 PLACE = "folder data of https://github.com/kimiyoung/planetoid"
-DEVELOPMENT = 500  # nodes after the training nodes, as GCN and GAT split them
+DEVELOPMENT = 500  # nodes after the training nodes, or all there are: the split of GCN and GAT
+SPREAD = 10  # nodes from the first to the last in `test.index`, at most, for each in it; Citeseer has 1.015
 
 # SHA-256 of the published files.
 CORA = {
@@ -33,12 +35,12 @@ def read(directory, name):
 
     Yang, Cohen and Salakhutdinov 2016, "Revisiting Semi-Supervised Learning with Graph Embeddings", arXiv:1603.08861.
     `allx`, `ally` are features and one-hot labels of nodes 0, 1, ...; the first of them, `x` and `y`, are trained on,
-    the next 500 are for development. Row i of `tx`, `ty` is node `test.index[i]`; numbers left out there, of Citeseer's
-    isolated nodes, are nodes without features and label. `graph` lists neighbours, some twice.
+    the next 500, or all there are, for development. Row i of `tx`, `ty` is node `test.index[i]`; numbers left out
+    there, of Citeseer's isolated nodes, are nodes without features and label. `graph` lists neighbours, some twice.
 
     Args:
       directory: folder that holds the files, in itself or in a folder NAME.
-      name: of the graph: the files are `ind.NAME.x`, `ind.NAME.y`, ...
+      name: of the graph, published or any other: the files are `ind.NAME.x`, `ind.NAME.y`, ...
 
     Returns:
       {"features" `scipy.sparse.csr_array` [V, F] float32, "edge_index" int64 [2, E], both directions of every edge,
@@ -52,7 +54,7 @@ def read(directory, name):
     if not directory:
         raise ValueError(
             f"config.data.dir is empty, want the folder that holds ind.{name}.x: --config.data.dir=DATA_DIR; "
-            f"it is in {PLACE}"
+            f"{remedy(name)}"
         )
     root = Path(directory).expanduser()
     folder = next((each for each in (root / name, root) if (each / f"ind.{name}.graph").is_file()), root / name)
@@ -60,11 +62,8 @@ def read(directory, name):
     features, labels = files.labelled("allx", "ally")
     _, answers = files.labelled("x", "y")
     count, start = len(labels), len(answers)
-    if not np.array_equal(answers, labels[:start]) or start + DEVELOPMENT > count:
-        raise ValueError(
-            f"{files.path('ally')}: wanted the rows of ind.{name}.y and {DEVELOPMENT} or more after them, got {count} "
-            f"rows; get it from {PLACE}"
-        )
+    if not np.array_equal(answers, labels[:start]):
+        raise ValueError(f"{files.path('ally')}: wanted the rows of ind.{name}.y before others; {remedy(name)}")
     tested, answers = files.labelled("tx", "ty")
     if tested.shape[1] != features.shape[1]:
         raise ValueError(f"{files.path('tx')}: wanted {features.shape[1]} features, got {tested.shape[1]}")
@@ -77,9 +76,16 @@ def read(directory, name):
         "edge_index": files.edge_index(len(number)),
         "labels": labels,
         "train_mask": number < start,
-        "val_mask": (number >= start) & (number < start + DEVELOPMENT),
+        "val_mask": (number >= start) & (number < min(start + DEVELOPMENT, count)),
         "test_mask": np.isin(number, places),
     }
+
+
+def remedy(name):
+    """What an error about the files of a graph says at its end."""
+    if name in PUBLISHED:
+        return f"get it from {PLACE}"
+    return f"a graph in the format of Planetoid has {', '.join(f'ind.{name}.{part}' for part in PARTS)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ class _Files:
     def content(self, part):
         path = self.path(part)
         if not path.is_file():
-            raise ValueError(f"{path} is missing; get it from {PLACE}")
+            raise ValueError(f"{path} is missing; {remedy(self.name)}")
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if self.name == "cora" and found != CORA[part]:
@@ -105,7 +111,7 @@ class _Files:
         return content
 
     def loaded(self, part, kind):
-        found = loads(self.content(part), self.path(part))
+        found = loads(self.content(part), self.path(part), remedy(self.name))
         if not isinstance(found, kind):
             raise ValueError(f"{self.path(part)}: wanted a {kind.__name__}, got {type(found).__name__}")
         return found
@@ -121,16 +127,18 @@ class _Files:
 
     def places(self, first, rows):
         """int64 [rows]: the node of each row of `tx`, numbers that go on after the `first` nodes."""
-        path = self.path("test.index")
+        path, last = self.path("test.index"), first + SPREAD * rows - 1
         lines = self.content("test.index").decode("latin1").split("\n")
         places, seen = [], set()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
+        for number, line in enumerate(map(str.strip, lines), 1):
+            if not line:
                 continue
-            if not line.strip().isdecimal() or int(line) < first or int(line) in seen:
-                raise ValueError(f"{path}:{number}: wanted a new node from {first} on, got {line.strip()!r}")
-            places.append(int(line))
-            seen.add(int(line))
+            place = int(line) if line.isdecimal() and len(line) < 20 else -1
+            if not first <= place <= last or place in seen:
+                got = line if len(line) < 20 else f"{line[:20]}..."
+                raise ValueError(f"{path}:{number}: wanted a new node from {first} to {last}, got {got!r}")
+            places.append(place)
+            seen.add(place)
         if len(places) != rows or not rows:
             raise ValueError(
                 f"{path}: wanted a line for each of the {rows} rows of ind.{self.name}.tx, got {len(places)}"
@@ -159,15 +167,16 @@ def _stacked(known, tested, places):
     return scipy.sparse.csr_array((data, (rows, columns)), shape=(places.max() + 1, known.shape[1]))
 
 
-def loads(content, name):
+def loads(content, name, remedy="want a pickle of arrays alone"):
     """What a pickle of arrays, sparse matrices, dicts, lists and numbers holds, without running any of it.
 
     A pickle is a program that calls whatever it can import. Here a name that it asks for is looked up in `GLOBALS`,
     whose values do no more than keep what they are given.
 
     Args:
-      content: bytes of the pickle, of Python 2 or 3.
+      content: bytes of the pickle, of Python 2 or 3, any protocol.
       name: what an error calls it.
+      remedy: what an error says at its end.
 
     Returns:
       The outermost object; arrays and matrices are NumPy's and SciPy's.
@@ -183,7 +192,7 @@ def loads(content, name):
         return found.value() if isinstance(found, _Array | _Matrix) else found
     except Exception as error:  # bytes that are no such pickle may break it in any way
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} does not read as a pickle of arrays: {reason}; get it from {PLACE}") from error
+        raise ValueError(f"{name} does not read as a pickle of arrays: {reason}; {remedy}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -193,50 +202,91 @@ class _Unpickler(pickle.Unpickler):
         return GLOBALS[module, name]
 
 
-class _Type:
-    """Stands for `numpy.dtype`: its code and, in its state, its byte order."""
+class _StandIn:
+    """Keeps the state that a pickle gives it.
 
-    def __init__(self, code, align=0, copy=0):
-        self.code, self.order = code, "="
+    All stand-ins are such classes, functions too: a pickle may give a state to whatever it has, and would set
+    attributes of a class or function, for the whole process. Of a class it now finds `__setstate__`, which lacks its
+    `self`, so that the pickle is refused.
+    """
 
-    def __setstate__(self, state):
-        self.order = state[1]
-
-    def value(self):
-        if self.code not in CODES or self.order not in "<>=|":
-            raise ValueError(f"wanted numbers, got an array of {self.order!r}, {self.code!r}")
-        return np.dtype(self.order + self.code)
-
-
-class _Array:
-    """Stands for `numpy.ndarray`, whose state is version, shape, dtype, whether columns come first, and bytes."""
-
-    def __init__(self, kind=None, shape=None, code=None):
-        self.state = None
+    state = None
 
     def __setstate__(self, state):
         self.state = state
 
+
+class _Type(_StandIn):
+    """Stands for `numpy.dtype`: its code and, in its state, its byte order."""
+
+    def __init__(self, code, align=0, copy=0):
+        self.code = code
+
+    def value(self):
+        order = self.state[1] if self.state else "="
+        if self.code not in CODES or order not in "<>=|":
+            raise ValueError(f"wanted numbers, got an array of {order!r}, {self.code!r}")
+        return np.dtype(order + self.code)
+
+
+class _Array(_StandIn):
+    """Stands for `numpy.ndarray`, whose state is version, shape, dtype, whether columns come first, and bytes."""
+
+    def __init__(self, kind=None, shape=None, code=None):
+        pass
+
     def value(self):
         _, shape, kind, fortran, content = self.state
-        content = content.encode("latin1") if isinstance(content, str) else content  # as Python 2's bytes come here
-        return np.frombuffer(content, kind.value()).reshape(shape, order="F" if fortran else "C")
+        return _numbers(kind, content).reshape(shape, order="F" if fortran else "C")
 
 
-def _scalar(kind, content):
-    """Stands for the function that makes NumPy's numbers, and makes Python's."""
-    content = content.encode("latin1") if isinstance(content, str) else content
-    return np.frombuffer(content, kind.value())[0].item()
+class _Buffer(_Array):
+    """Stands for the function that makes an array of protocol 5."""
+
+    def __init__(self, content, kind, shape, order):
+        if order not in ("C", "F"):
+            raise ValueError(f"wanted an array of order C or F, got {order!r}")
+        self.state = 1, shape, kind, order == "F", content
 
 
-class _Matrix:
-    """Stands for `scipy.sparse.csr_matrix`; the pickle sets its attributes."""
+class _Matrix(_StandIn):
+    """Stands for `scipy.sparse.csr_matrix` and `csr_array`, whose state is their attributes."""
 
     def value(self):
-        arrays = [getattr(self, name).value() for name in ("data", "indices", "indptr")]
-        matrix = scipy.sparse.csr_array(tuple(arrays), shape=self._shape)
+        arrays = [self.state[name].value() for name in ("data", "indices", "indptr")]
+        matrix = scipy.sparse.csr_array(tuple(arrays), shape=self.state["_shape"])
         matrix.check_format()
         return matrix
+
+
+class _Scalar(_StandIn):
+    """Stands for the function that makes NumPy's numbers, and makes Python's."""
+
+    def __new__(cls, kind, content):
+        return _numbers(kind, content)[0].item()
+
+
+class _Bytes(_StandIn):
+    """Stands for `_codecs.encode` and `bytes`, by which Python 3 writes bytes, and none of them, for Python 2."""
+
+    def __new__(cls, text="", encoding="latin1"):
+        if type(text) is not str or encoding != "latin1":
+            raise ValueError(f"wanted text in latin1, got {type(text).__name__} in {encoding!r}")
+        return text.encode("latin1")
+
+
+class _Rebuilt(_StandIn):
+    """Stands for `copyreg._reconstructor`, by which protocols 0 and 1 make matrices."""
+
+    def __new__(cls, kind, base, state):
+        if kind is not _Matrix or base is not object or state is not None:
+            raise ValueError("it rebuilds something else than a sparse matrix")
+        return kind()
+
+
+def _numbers(kind, content):
+    content = content.encode("latin1") if isinstance(content, str) else content  # as Python 2's bytes come here
+    return np.frombuffer(content, kind.value())
 
 
 CODES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
@@ -244,12 +294,22 @@ CODES = ("b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
 GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # NumPy 2
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
+    ("numpy._core.multiarray", "scalar"): _Scalar,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     ("scipy.sparse.csr", "csr_matrix"): _Matrix,
     ("scipy.sparse._csr", "csr_matrix"): _Matrix,  # SciPy 1.8
+    ("scipy.sparse._arrays", "csr_array"): _Matrix,
+    ("scipy.sparse._csr", "csr_array"): _Matrix,  # SciPy 1.11
+    ("_codecs", "encode"): _Bytes,
+    ("__builtin__", "bytes"): _Bytes,
+    ("copy_reg", "_reconstructor"): _Rebuilt,
+    ("copyreg", "_reconstructor"): _Rebuilt,
+    ("__builtin__", "object"): object,
+    ("builtins", "object"): object,
     ("collections", "defaultdict"): defaultdict,
     ("__builtin__", "list"): list,
     ("builtins", "list"): list,

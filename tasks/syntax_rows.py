@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks import agreement
-from tasks.words import MASK
+from tasks.words import MASK, VOCABULARY
 
 # So many words of a training row are shown as if they were rare, so that models learn what endings say and do not know
 # sentences by heart (word dropout; Kiperwasser & Goldberg 2016, arXiv:1603.04351, section 5).
@@ -62,7 +62,11 @@ class Rows:
         return np.diff(self.edges)
 
     def at_most(self, length):
-        """The numbers of the rows with at most `length` words."""
+        """The numbers of the rows with at most `length` words; ValueError without any."""
+        if length < (shortest := self.sizes.min()):
+            raise ValueError(
+                f"length: got {length}, and the shortest sentence has {shortest} words; write that or more"
+            )
         return np.flatnonzero(self.sizes <= length)
 
 
@@ -150,6 +154,17 @@ def word_rows(sentences, label, tables):
         given = _given(words, tables) | {"practised": ~everywhere}
         rows.append(Row(**given, labels=labels, asked=everywhere, guesses={}, groups=groups, sentence=number))
     return rows
+
+
+def guessed_rows(train, held, num_classes):
+    """Rows that ask about every word, lists to learn from and to judge; these get the guesses "majority" and "word"."""
+    counts = np.zeros((VOCABULARY, num_classes), np.int64)
+    for row in train:
+        np.add.at(counts, (row.tokens, row.labels), 1)
+    majority = counts.sum(0).argmax()
+    best = np.where(counts.any(1), counts.argmax(1), majority).astype(np.int32)
+    guesses = lambda row: {"majority": np.full_like(row.labels, majority), "word": best[row.tokens]}  # noqa: E731
+    return train, [row._replace(guesses=guesses(row)) for row in held]
 
 
 def agreement_rows(sentences, tables, majority):

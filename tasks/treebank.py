@@ -14,8 +14,8 @@ def read(config):
     """The sentences of the treebank that `config.data` names.
 
     Args:
-      config: `dir`, a folder with the treebank's files or with the treebank's folder, or `path`, the treebank's folder
-        or what its files' names begin with.
+      config: `dir`, a folder with the treebank's files or with the treebank's folder, or `path`, the treebank's folder,
+        one of its files or what their names begin with.
 
     Returns:
       (its name, such as "en_ewt", training sentences, sentences of the development and test files together).
@@ -48,20 +48,24 @@ def read(config):
 
 def _prefix(config):
     """The one path that, with "-ud-train.conllu" behind it, is a file of the treebank."""
-    place = Path(config.path or config.dir).expanduser()
+    field, written = ("path", config.path) if config.path else ("dir", config.dir)
+    place = Path(written).expanduser()
     if config.path and not place.is_dir():
-        found = place.parent.glob(f"{place.name}*-ud-train*.conllu")
+        begin = place.with_name(place.name.rpartition("-ud-")[0] or place.name)  # of a file, what its name begins with
+        whole = begin.parent.glob(f"{begin.name}-ud-train*.conllu") if begin == place or place.is_file() else ()
+        found = [*whole] or place.parent.glob(f"{place.name}*-ud-train*.conllu")
+        wanted = f"{begin}-ud-train.conllu"
+    elif config.path:
+        found, wanted = place.glob("*-ud-train*.conllu"), place / "*-ud-train.conllu"
     else:
-        found = [*place.glob("*-ud-train*.conllu"), *([] if config.path else place.glob("*/*-ud-train*.conllu"))]
-    prefixes = sorted({path.parent / path.name.partition("-ud-train")[0] for path in found})
-    field, wanted = ("path", place / "*-ud-train.conllu") if config.path else ("dir", place / "*" / "*-ud-train.conllu")
-    if config.path and not place.is_dir():
-        wanted = f"{place}-ud-train.conllu"
+        found = [*place.glob("*-ud-train*.conllu"), *place.glob("*/*-ud-train*.conllu")]
+        wanted = place / "*" / "*-ud-train.conllu"
+    prefixes = sorted({path.parent / path.name.rpartition("-ud-train")[0] for path in found})
     if not prefixes:
-        raise ValueError(f"config.data.{field}={str(place)!r}: no treebank there, wanted {wanted}; {WHERE}")
+        raise ValueError(f"config.data.{field}={written!r}: no treebank there, wanted {wanted}; {WHERE}")
     if len(prefixes) > 1:
         names = ", ".join(map(str, prefixes))
         raise ValueError(
-            f"config.data.{field}={str(place)!r}: several treebanks, {names}; write --config.data.path={prefixes[0]}"
+            f"config.data.{field}={written!r}: several treebanks, {names}; write --config.data.path={prefixes[0]}"
         )
     return prefixes[0]

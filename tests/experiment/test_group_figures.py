@@ -161,6 +161,10 @@ def test_early_stopping_is_told_where_it_happened(graph_page):
     assert "training stopped 100 evaluations after the last improvement: 60 to 120 steps, 2 seeds." in told(graph_page)
 
 
+def test_of_a_graph_only_the_answers_were_unseen(graph_page):
+    assert "accuracy on validation data whose answers were never seen in training; higher" in told(graph_page)
+
+
 def test_every_task_s_unit_has_words():
     for name, task in TASKS.items():
         unit = {"unit": {"name": task.UNIT}}

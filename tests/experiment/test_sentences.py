@@ -1,13 +1,14 @@
 """Sentences in the report: trees without crossed lines, bars as high as the shares, words that cannot break the page."""
 
 import re
+from html import unescape
 
 import numpy as np
 import pytest
 from test_report import CONFIG, Page, make, make_curves
 
 from experiment import look, sentence_layout, sentences
-from experiment.report import write_report
+from experiment.report import _shown_sentences, write_report
 
 ENGLISH = "The <b>keys</b> to the cabinet are & Donaudampfschifffahrtsgesellschaftskapitän .".split()
 HEADS = [1, 5, 4, 4, 1, -1, 7, 5, 5]
@@ -120,6 +121,21 @@ def test_the_page_shows_one_sentence_and_folds_the_others(page):
     parsed = Page(html)
     assert all(reference.startswith("#") for reference in parsed.references)
     assert "Donaudam…tskapitän" in first and "<title>Donaudampfschifffahrtsgesellschaftskapitän</title>" in first
+
+
+@pytest.mark.parametrize(
+    "tree, drawn",
+    [
+        ("predicted", "the dependency tree that a parser predicted"),
+        ("labelled", "the annotators' dependency tree"),
+        ("unlabelled", "the annotators' dependency tree"),
+        (None, "its dependency tree"),
+    ],
+)
+def test_the_hint_says_whose_tree_it_is(comparison, tree, drawn):
+    data = comparison["data"] | ({"tree": tree} if tree else {})
+    html, _ = _shown_sentences(comparison | {"data": data}, pictured(comparison))
+    assert f"A validation sentence under {drawn}, an arrow" in unescape(html)
 
 
 def test_words_cannot_break_the_page(page):

@@ -329,7 +329,9 @@ def test_what_is_summed_is_dropped_again_and_scores_are_not(kind, nodes, edges):
     input_rng, _, value_rng = split_rng(rng, 3)
     seen = drop_per_head(x, 2, 0.5, input_rng)
     tail = {"edge_mask": one.mask, "dropout_rate": 0.0, "rng": None, "return_weights": True}
+    given = dict(tail)
     _, wanted = layer.attend(seen, one, lambda values: values, tail)
+    assert tail == given  # the caller's still
     np.testing.assert_allclose(weights, wanted, rtol=0, atol=4 * EPS)
     values = project(seen, layer.value[...]) + (layer.value_bias[...] if "gatv2" in kind else 0)
     values = dropout(values, 0.0 if kind == "gcn" else 0.5, value_rng)

@@ -84,7 +84,7 @@ class TestParse:
         assert [each.comments for each in found] == [each.comments for each in both]
 
     def test_a_form_may_hold_characters_that_end_lines_elsewhere(self):
-        [sentence] = conllu.parse(word(1, 0).replace("w", "a\u2028b\x85c"))
+        [sentence] = conllu.parse(word(1, 0, "root").replace("w", "a\u2028b\x85c"))
         assert sentence.words[0].form == "a\u2028b\x85c"
 
     def test_nothing_is_no_sentence(self):
@@ -92,7 +92,7 @@ class TestParse:
 
     def test_empty_nodes_before_the_first_word_and_several_in_a_row(self):
         node = "\t_\t_\t_\t_\t_\t_\t_\t1:dep\t_"
-        [sentence] = conllu.parse("\n".join(["0.1" + node, "0.2" + node, word(1, 0), "1.1" + node]))
+        [sentence] = conllu.parse("\n".join(["0.1" + node, "0.2" + node, word(1, 0, "root"), "1.1" + node]))
         assert [each[:2] for each in sentence.empties] == [(-1, 1), (-1, 2), (0, 1)]
 
 
@@ -119,8 +119,14 @@ class TestFaults:
             (faulty(7, word(3, "_")), 7, "HEAD: wanted the ID of a word, or 0 for the root, got '_'"),
             (faulty(7, word(3, "-1")), 7, "HEAD: wanted the ID of a word"),
             (faulty(7, word(3, 8)), 7, "HEAD: wanted at most 7, got 8"),
+            (faulty(7, word(3, "9" * 5000)), 7, "HEAD: wanted the ID of a word, or 0 for the root, got '999"),
+            (faulty(7, word(3, 4, "root:x")), 7, "DEPREL: root stands with HEAD 0 and nowhere else, got 'root:x' with"),
+            (faulty(8, word(4, 0, "rooted")), 8, "nowhere else, got 'rooted' with HEAD 0"),
+            (faulty(7, word("3" * 5000, 4)), 7, "ID: wanted such as 3, 3-4 or 3.1, got '333"),
+            (faulty(7, word("3-" + "3" * 5000, 4)), 7, "ID: wanted such as 3, 3-4 or 3.1, got '3-3"),
+            (faulty(11, word("6." + "1" * 5000, "_")), 11, "ID: wanted such as 3, 3-4 or 3.1, got '6.1"),
             (faulty(8, word(4, 1)), 4, "HEAD: no word has 0, and the tree wants a root"),
-            (faulty(7, word(3, 0)), 8, "HEAD: word 4 is a second root beside word 3"),
+            (faulty(7, word(3, 0, "root:x")), 8, "HEAD: word 4 is a second root beside word 3"),
             (faulty(12, word(7, 6)), 10, "HEAD: word 6 depends, through others, on itself"),
             (faulty(7, word(3, 3)), 7, "HEAD: word 3 depends, through others, on itself"),
             (faulty(7, word(3, 4, feats="Number")), 7, "FEATS: wanted NAME=VALUE with | between, got 'Number'"),
@@ -139,6 +145,11 @@ class TestFaults:
             conllu.read(path)
         message = str(fault.value)
         assert message.startswith(f"{path}:{line}: ") and told in message and "\n" not in message
+        assert len(message) < len(str(path)) + 120
+
+    def test_features_alone(self):
+        with pytest.raises(ValueError, match="^FEATS: wanted NAME=VALUE with . between, got 'A'$"):
+            conllu.features("A")
 
     def test_line_counts_through_the_sentences(self):
         with pytest.raises(ValueError, match="^text:20: wanted 10 columns"):
@@ -146,7 +157,7 @@ class TestFaults:
 
     def test_bytes_that_are_no_utf8(self, tmp_path):
         path = tmp_path / "x.conllu"
-        path.write_bytes(SENTENCE.encode() + word(1, 0).replace("w", "é").encode("latin-1"))
+        path.write_bytes(SENTENCE.encode() + word(1, 0, "root").replace("w", "é").encode("latin-1"))
         with pytest.raises(ValueError, match=r"x\.conllu:14: wanted UTF-8, got the byte 0xe9"):
             conllu.read(path)
 

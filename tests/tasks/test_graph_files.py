@@ -1,9 +1,11 @@
 """Graph files: Planetoid's as Python 2 wrote them, hostile ones, arrays and tables, and what wrong ones are told."""
 
 import builtins
+import functools
 import io
 import os
 import pickle
+import zipfile
 from collections import defaultdict
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from tasks import graph_files, planetoid
+from tasks import graph_files, graphs, planetoid
 from tasks.graph_files import SOURCES
 
 KNOWN, TRAIN, FEATURES, CLASSES = 521, 13, 7, 3
@@ -78,6 +80,13 @@ def config(**changes):
     return ConfigDict(fields | changes)
 
 
+def rename(folder, name):
+    """Calls the graph of the folder so."""
+    for path in folder.glob("ind.*"):
+        path.rename(folder / path.name.replace("citeseer", name))
+    return folder
+
+
 def refused(function, *args):
     """The one line of a refusal."""
     with pytest.raises(ValueError) as caught:
@@ -102,22 +111,71 @@ class TestPlanetoid:
         ):
             assert np.flatnonzero(found[mask]).tolist() == sorted(nodes)
 
-    def test_reads_what_python_3_writes(self, citations):
-        folder, features, *_ = citations
-        x = scipy.sparse.csr_matrix(features[:TRAIN])
-        for protocol in (3, 4):
-            (folder / "ind.citeseer.x").write_bytes(pickle.dumps(x, protocol))
-            np.testing.assert_array_equal(planetoid.read(str(folder), "citeseer")["features"].toarray(), features)
+    @pytest.mark.parametrize("protocol", range(6))
+    @pytest.mark.parametrize("kind", ["csr_matrix", "csr_array"])
+    def test_reads_what_python_3_writes(self, citations, kind, protocol):
+        folder, features, labels, edges = citations
+        wanted = planetoid.read(str(folder), "citeseer")
+        for name in planetoid.PARTS[:-1]:
+            path = folder / f"ind.citeseer.{name}"
+            part = planetoid.loads(path.read_bytes(), name)
+            part = getattr(scipy.sparse, kind)(part) if scipy.sparse.issparse(part) else part
+            path.write_bytes(pickle.dumps(part, protocol))
+        found = planetoid.read(str(folder), "citeseer")
+        np.testing.assert_array_equal(found.pop("features").toarray(), features)
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, wanted[name])
 
-    def test_columns_first_and_other_numbers(self):
+    @pytest.mark.parametrize(
+        "new, old",
+        [
+            (b"scipy.sparse._csr\ncsr_matrix", b"scipy.sparse.csr\ncsr_matrix"),
+            (b"scipy.sparse._csr\ncsr_array", b"scipy.sparse._arrays\ncsr_array"),
+            (b"numpy._core.multiarray\n_reconstruct", b"numpy.core.multiarray\n_reconstruct"),
+        ],
+    )
+    def test_reads_names_of_older_and_newer_packages(self, new, old):
+        dense = np.eye(3, dtype=np.float32)
+        kind = scipy.sparse.csr_array if b"array" in new else scipy.sparse.csr_matrix
+        content = pickle.dumps(kind(dense), 2)
+        other = old if new in content else new
+        content = content.replace(new, old) if new in content else content.replace(old, new)
+        assert other in content
+        np.testing.assert_array_equal(planetoid.loads(content, "x").toarray(), dense)
+
+    @pytest.mark.parametrize("dump", [python2, *(functools.partial(pickle.dumps, protocol=n) for n in range(6))])
+    def test_columns_first_and_other_numbers(self, dump):
         for array in (
             np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            np.arange(12)[::3],
             np.arange(4, dtype=">i4"),
             np.zeros((0, 3), bool),
         ):
-            found = planetoid.loads(python2(array), "array")
+            found = planetoid.loads(dump(array), "array")
             np.testing.assert_array_equal(found, array)
             assert found.dtype == array.dtype
+
+    def test_any_other_graph_in_this_format(self, citations):
+        folder, features, labels, edges = citations
+        rename(folder, "mine")
+        graph = graphs.load(config(name="mine", dir=str(folder))).graph
+        np.testing.assert_array_equal(graph.labels, labels)
+        assert np.stack([graph.senders, graph.receivers]).T.tolist() == sorted(edges.T.tolist(), key=lambda e: e[::-1])
+
+    def test_a_small_graph_is_developed_on_all_that_is_there(self, citations):
+        folder, features, labels, _ = citations
+        one_hot = np.eye(CLASSES, dtype=np.int32)[labels]
+        known, tested = np.arange(40), [41, 40, 43]  # 42 is in no file
+        parts = {"x": features[:TRAIN], "y": one_hot[:TRAIN], "allx": features[known], "ally": one_hot[known]}
+        parts |= {"tx": features[tested], "ty": one_hot[tested]}
+        for name, part in parts.items():
+            part = scipy.sparse.csr_matrix(part) if name.endswith("x") else part
+            (folder / f"ind.citeseer.{name}").write_bytes(pickle.dumps(part))
+        (folder / "ind.citeseer.graph").write_bytes(pickle.dumps({0: [43]}))
+        (folder / "ind.citeseer.test.index").write_text("41\n40\n43\n")
+        found = planetoid.read(str(rename(folder, "small")), "small")
+        assert np.flatnonzero(found["val_mask"]).tolist() == list(range(TRAIN, 40))
+        assert np.flatnonzero(found["test_mask"]).tolist() == [40, 41, 43] and len(found["labels"]) == 44
 
     def test_numbers_of_numpy_are_numbers(self, citations):
         folder, _, _, edges = citations
@@ -182,6 +240,25 @@ class TestHostilePickles:
         assert "unregistered extension code" in refused(planetoid.loads, b"\x80\x02\x82\x07.", "x")
         assert "persistent" in refused(planetoid.loads, b"Pid\n.", "x")
 
+    @pytest.mark.parametrize("name", sorted(planetoid.GLOBALS))
+    @pytest.mark.parametrize("state", [{"value": 1, "state": 1}, (None, {"value": 1, "__init__": 1, "__name__": "x"})])
+    def test_nothing_that_a_pickle_gets_can_be_changed(self, name, state):
+        thing = planetoid.GLOBALS[name]
+        before = dict(vars(thing))
+        content = b"c%s\n%s\n" % tuple(map(str.encode, name)) + pickle.dumps(state, 2)[2:-1] + b"b."
+        assert "x does not read as a pickle of arrays" in refused(planetoid.loads, content, "x")
+        assert dict(vars(thing)) == before
+
+    @pytest.mark.parametrize("args", [("id", "rot13"), (10**12,), (b"0", "latin1"), ("0", "latin1", "strict")])
+    def test_encode_takes_text_in_latin1_alone(self, args):
+        content = b"c_codecs\nencode\n" + pickle.dumps(args, 4)[2:-1] + b"R."
+        assert "x does not read as a pickle of arrays" in refused(planetoid.loads, content, "x")
+
+    @pytest.mark.parametrize("made", ["numpy\nndarray", "builtins\nlist", "numpy\ndtype"])
+    def test_only_matrices_are_rebuilt(self, made):
+        content = f"ccopy_reg\n_reconstructor\n(c{made}\nc__builtin__\nobject\nNtR.".encode()
+        assert "it rebuilds something else than a sparse matrix" in refused(planetoid.loads, content, "x")
+
     def test_arrays_of_objects_are_refused(self):
         message = refused(planetoid.loads, pickle.dumps(np.array([{}, None], object)), "x")
         assert "wanted numbers, got an array of '|', 'O8'" in message
@@ -204,10 +281,12 @@ class TestPlanetoidRefuses:
         message = refused(planetoid.read, str(tmp_path), name)
         assert message == f"{tmp_path / name / f'ind.{name}.allx'} is missing; get it from {planetoid.PLACE}"
 
+    def test_files_of_another_graph_are_not_looked_for_on_the_net(self, tmp_path):
+        message = refused(planetoid.read, str(tmp_path), "mine")
+        assert "ind.mine.allx is missing; a graph in the format of Planetoid has ind.mine.x, ind.mine.y," in message
+
     def test_another_cora_than_the_published_one(self, citations):
-        folder, *_ = citations
-        for path in folder.glob("ind.*"):
-            path.rename(folder / path.name.replace("citeseer", "cora"))
+        folder = rename(citations[0], "cora")
         message = refused(planetoid.read, str(folder), "cora")
         assert (
             f"{folder / 'ind.cora.allx'} is not the published file: SHA-256" in message and planetoid.PLACE in message
@@ -216,8 +295,15 @@ class TestPlanetoidRefuses:
     @pytest.mark.parametrize(
         "part, content, message",
         [
-            ("test.index", b"526\n520\n", "ind.citeseer.test.index:2: wanted a new node from 521 on, got '520'"),
-            ("test.index", b"526\n\n526\n", "ind.citeseer.test.index:3: wanted a new node from 521 on, got '526'"),
+            ("test.index", b"526\n520\n", "ind.citeseer.test.index:2: wanted a new node from 521 to 570, got '520'"),
+            ("test.index", b"526\n\n526\n", "ind.citeseer.test.index:3: wanted a new node from 521 to 570, got '526'"),
+            ("test.index", b"526\n571\n", "ind.citeseer.test.index:2: wanted a new node from 521 to 570, got '571'"),
+            (
+                "test.index",
+                b"9" * 12,
+                "ind.citeseer.test.index:1: wanted a new node from 521 to 570, got '999999999999'",
+            ),
+            ("test.index", b"9" * 5000, f"test.index:1: wanted a new node from 521 to 570, got '{'9' * 20}...'"),
             ("test.index", b"526\n", "wanted a line for each of the 5 rows of ind.citeseer.tx, got 1"),
             ("graph", python2({0: [600]}), "ind.citeseer.graph: wanted nodes from 0 to 527"),
             ("graph", python2({0: ["1"]}), "ind.citeseer.graph: wanted nodes from 0 to 527"),
@@ -302,11 +388,32 @@ class TestNpz:
         assert "does not read as .npz without pickles" in refused(graph_files.read_npz, tmp_path / "hostile.npz")
         assert not (tmp_path / "made").exists()
 
+    def test_another_file_under_that_name(self, tmp_path):
+        path = tmp_path / "one.npz"
+        for content in (npy(np.arange(3)), b"", b"text"):
+            path.write_bytes(content)
+            assert f"{path} does not read as .npz without pickles: it is no archive" in refused(
+                graph_files.read_npz, path
+            )
+
+    def test_other_files_in_the_archive(self, tmp_path):
+        path = tmp_path / "other.npz"
+        np.savez(path, **arrays(labels=None))
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("labels", "0 1 1 0 0")
+        assert "labels: wanted int or unsigned [5], got |S9 []" in refused(graph_files.read_npz, path)
+
     def test_a_split_of_its_own_takes_no_other(self, tmp_path):
         np.savez(tmp_path / "two.npz", **arrays())
         for field in ("labels_per_class", "num_neighbours"):
             found = refused(SOURCES["path"][0], config(path=str(tmp_path / "two.npz"), **{field: 3}))
             assert f"config.data.{field}=3" in found and "write 0" in found
+
+
+def npy(array):
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
 
 
 TABLE = "node,size,label,colour,split\na,1,x,5,train\nb,2,y,5,dev\nc,6,x,5,test\nd,3,,5,\n"
@@ -338,6 +445,20 @@ class TestTables:
         pairs = set(zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True))
         assert {(b, a) for a, b in pairs} == pairs and np.bincount(graph.receivers).min() >= 3
 
+    @pytest.mark.parametrize("name", ["node", "id", "Node"])
+    def test_a_node_may_have_the_name_of_a_header(self, tmp_path, name):
+        lines = [f"{node or name},{node},{node % 7},{node % 2}" for node in range(30)]
+        (tmp_path / "nodes.csv").write_text("\n".join(lines))
+        graph = graph_files.read_tables(tmp_path, labels_per_class=2, num_neighbours=3)
+        assert graph.labels.tolist() == [0, 1] * 15 and graph.features.shape == (30, 2)
+
+    def test_columns_may_be_capitalized(self, tmp_path):
+        for text in (TABLE, TABLE.replace("node,size,label,colour,split", "Node,Size,Label,Colour,Split")):
+            (tmp_path / "nodes.csv").write_text(text)
+            (tmp_path / "edges.csv").write_text(EDGES)
+            graph = graph_files.read_tables(tmp_path)
+            assert graph.labels.tolist() == [0, 1, 0, -1] and graph.features.shape == (4, 2)
+
     def test_several_graphs(self, tmp_path):
         (tmp_path / "nodes.csv").write_text(
             "id,f,graph,split,label\n1,1,q,dev,a\n2,2,p,train,b\n3,3,q,dev,b\n4,4,p,train,a\n5,0,r,test,a\n"
@@ -353,6 +474,12 @@ class TestTables:
             (None, EDGES, "nodes.csv is missing, and so is nodes.tsv"),
             ("", EDGES, "nodes.csv: no nodes in it"),
             ("node,label,split\n", EDGES, "nodes.csv: no nodes in it"),
+            (TABLE.replace("label", "class"), EDGES, "nodes.csv:1: no column is called label, got node, size, class,"),
+            (
+                "node,size,2\na,1,x\n",
+                EDGES,
+                "nodes.csv:1: feature 'size': want a number; a header begins with node and has",
+            ),
             ("a,x\nb,y\n", EDGES, "nodes.csv:1: got 2 columns, want a name, numbers and a label"),
             (TABLE.replace("c,6", "c,six"), EDGES, "nodes.csv:4: feature 'six': want a number"),
             (TABLE.replace("c,6", "c,inf"), EDGES, "nodes.csv:4: feature 'inf': want a number"),

@@ -215,6 +215,12 @@ def test_fingerprint_is_of_every_part(tmp_path):
     "changes, message",
     [
         ({"name": "karate"}, "config.data.name='karate': unknown, want one of digits, cora"),
+        ({"name": "karate"}, "name the folder of its files, ind.karate.x and so on: --config.data.dir=FOLDER"),
+        (
+            {"name": "karate", "dir": "absent"},
+            "absent/karate/ind.karate.allx is missing; a graph in the format of Planetoid",
+        ),
+        ({"name": "karate", "dir": "absent", "path": "x.npz"}, "config.data.path='x.npz': karate does not read it"),
         ({"name": "cora", "path": "x.npz"}, "config.data.path='x.npz': cora does not read it"),
         ({"name": "cora", "num_neighbours": 3}, "config.data.num_neighbours=3: cora does not read it"),
         ({"dir": "data"}, "config.data.dir='data': digits does not read it"),

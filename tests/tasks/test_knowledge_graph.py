@@ -280,6 +280,12 @@ class TestScore:
         rank = filtered_ranks(jnp.zeros((1, 101)), jnp.array([7]), jnp.array([[3, 5]]))
         assert rank.tolist() == [50.0]  # the middle of the 99 that are left
 
+    def test_what_is_no_number_gains_nothing(self):
+        scores = np.full((3, 7), np.nan)
+        scores[1, :2], scores[2, 3] = (0, 1), 5
+        ranks = filtered_ranks(jnp.asarray(scores), jnp.array([3, 3, 3]), jnp.array([[5, -1], [0, 6], [6, -1]]))
+        assert ranks.tolist() == [6.0, 5.0, 6.0]  # the last of those left: 6, 5 and 6
+
     def test_sums_of_a_row_and_details_by_hand(self, kin):
         length, entities = 50, len(kin.entities)
         table = np.random.default_rng(1).integers(0, 40, (entities, 2 * len(kin.relations), entities)) / 8

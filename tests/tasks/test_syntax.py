@@ -100,6 +100,20 @@ class TestAgreement:
         [question] = agreement.questions(words_of(KEYS))
         assert question == (5, 1, 1, 1) and question.distance == 4
 
+    @pytest.mark.parametrize("last", [1, 3])  # the head of C: A, or B
+    def test_those_joined_to_the_subject_are_no_attractors_and_what_hangs_on_them_is(self, last):
+        name, verb = f"PROPN/{SING}", f"are/AUX/{PLUR}{FINITE}"
+        two = f"A/{name}/5/nsubj and/CCONJ/_/3/cc B/{name}/1/conj {verb}/5/cop here/ADV/_/0/root"
+        assert agreement.questions(words_of(two)) == [(3, 0, 1, 0)]
+        three = f"A/{name}/8/nsubj ,/PUNCT/_/3/punct B/{name}/1/conj and/CCONJ/_/5/cc C/{name}/{last}/conj"
+        assert agreement.questions(words_of(f"{three} of/ADP/_/1/case {verb}/8/cop here/ADV/_/0/root"))[0][3] == 0
+        hanging = f"{three} D/{name}/5/nmod {verb}/8/cop here/ADV/_/0/root"
+        assert agreement.questions(words_of(hanging))[0][3] == 1
+
+    def test_nouns_joined_to_an_attractor_are_attractors(self):
+        sentence = KEYS.replace("the/DET/_/5/det cabinet", f"box/NOUN/{SING}/5/nmod cabinet").replace("nmod", "conj", 1)
+        assert agreement.questions(words_of(sentence))[0].attractors == 2
+
     def test_a_subject_behind_the_verb(self):
         [question] = agreement.questions(words_of(ASKS))
         assert question == (0, 1, 0, 0) and question.distance == 1
@@ -165,10 +179,16 @@ class TestLoad:
             "number of attractors": ["1", "0", "0", "0", "1"],
         }
 
-    def test_baselines_by_hand(self, treebank):
+    def test_baselines_and_ceilings_by_hand(self, treebank):
         # 11 singular and 14 plural in training: the majority is plural; the nearest noun of KEYS misleads, and ASKS has none.
         corpus = syntax.load(data_config(treebank))
-        assert syntax.baselines(corpus, LENGTH) == {"majority": 3 / 5, "nearest noun": 2 / 5, "subject": 4 / 5}
+        told = syntax.describe(corpus, LENGTH)
+        assert told["baselines"] == {"majority": 3 / 5, "nearest noun": 2 / 5}
+        assert told["ceilings"] == {"subject": 4 / 5}
+
+    def test_other_questions_have_no_ceiling(self, treebank):
+        told = syntax.describe(syntax.load(data_config(treebank, question="pos")), LENGTH)
+        assert set(told["baselines"]) == {"majority", "word"} and told["ceilings"] == {}
 
     def test_a_tree_as_edges(self, treebank):
         corpus = syntax.load(data_config(treebank, tree="labelled"))
@@ -248,9 +268,15 @@ class TestLoad:
 
     def test_path_names_the_folder_or_the_files(self, treebank):
         whole = syntax.load(data_config(treebank)).sha256
-        for path in ("UD_Tiny-Test", "UD_Tiny-Test/xx_tiny", "UD_Tiny-Test/xx"):
+        files = [f"UD_Tiny-Test/xx_tiny-ud-{part}.conllu" for part in ("train", "dev", "test")]
+        for path in ("UD_Tiny-Test", "UD_Tiny-Test/xx_tiny", "UD_Tiny-Test/xx", *files):
             assert syntax.load(data_config("", path=str(treebank / path))).sha256 == whole
         assert syntax.load(data_config(treebank / "UD_Tiny-Test")).sha256 == whole
+
+    def test_a_whole_name_is_not_the_beginning_of_another(self, treebank):
+        (treebank / "UD_Tiny-Test" / "xx_tiny2-ud-train.conllu").write_text(conllu_text(TWO))
+        corpus = syntax.load(data_config("", path=str(treebank / "UD_Tiny-Test" / "xx_tiny")))
+        assert corpus.sizes["treebank"] == "xx_tiny" and corpus.sizes["train_sentences"] == 14
 
 
 class TestRefusals:
@@ -282,6 +308,11 @@ class TestRefusals:
             syntax.load(data_config(tmp_path))
         assert f"wanted {tmp_path}/*/*-ud-train.conllu" in str(fault.value)
 
+    def test_a_file_that_is_not_there_names_no_treebank(self, treebank):
+        path = treebank / "UD_Tiny-Test" / "xx_tiny-ud-dev2.conllu"
+        with pytest.raises(ValueError, match="xx_tiny-ud-dev2.conllu': no treebank there, wanted .*/xx_tiny-ud-train"):
+            syntax.load(data_config("", path=str(path)))
+
     def test_several_treebanks(self, treebank):
         other = treebank / "UD_Other-Test"
         other.mkdir()
@@ -301,6 +332,20 @@ class TestRefusals:
         (treebank / "UD_Tiny-Test" / "xx_tiny-ud-train.conllu").write_text(conllu_text(GO, GO))
         with pytest.raises(ValueError, match="xx_tiny has no sentence to ask it about; write another question"):
             syntax.load(data_config(treebank))
+
+    def test_too_few_words_for_any_training_sentence(self, treebank):
+        told = "config.data.length=1: xx_tiny has no training sentence with so few words to ask 'agreement' about"
+        with pytest.raises(ValueError, match=f"{told}, and 11 have more; write a greater length"):
+            syntax.load(data_config(treebank, length=1))
+
+    @pytest.mark.parametrize("function", [syntax.describe, syntax.validation, syntax.groups, syntax.baselines])
+    def test_too_few_words_for_any_sentence_to_judge_on(self, treebank, function):
+        corpus = syntax.load(data_config(treebank))
+        with pytest.raises(
+            ValueError, match="^length: got 1, and the shortest sentence has 2 words; write that or more$"
+        ):
+            function(corpus, 1)
+        function(corpus, 2)
 
 
 class TestPredicted:
@@ -357,6 +402,12 @@ class TestModels:
         assert shown["labels"].tolist()[:2] == [1, 1] and (shown["confidence"] >= 0.5).all()
         np.testing.assert_allclose(shown["attention"].sum(1), 1, rtol=1e-5)
         assert (shown["heads"] == -2).sum() == (shown["words"] == "").sum() > 0
+
+    def test_pictures_where_all_sentences_are_long(self, treebank, monkeypatch):
+        monkeypatch.setattr(syntax, "PICTURED", 1)
+        corpus = syntax.load(data_config(treebank))
+        shown = syntax.pictures(encoder(corpus, "rope"), corpus, LENGTH)
+        assert shown["words"].tolist() == [["Asks", "who"]]
 
     def test_what_is_no_edge_has_no_influence(self, treebank):
         corpus = syntax.load(data_config(treebank))
