@@ -7,6 +7,10 @@ python train.py --config=configs/compare_graphs.py --config.data.name=cora --con
 All have the recipe of configs/cora_gat.py and as many features; GATv2 and dot products share one projection between
 senders and receivers, so that all have as many parameters, but for the few of the scores. GCN has but the dropout of
 inputs.
+
+Cora, the second command with --config.only=gat,gcn,constant on 2026-11-24, AMD EPYC, two cores with other training
+beside; test accuracy and standard error over ten seeds: gat 0.8225 +- 0.0026, gcn 0.8213 +- 0.0013; constant 0.819 +-
+0.003 over eight. So the order is that of the paper (83.0 against 81.5), but the gain of attention is not resolved.
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,12 @@ python train.py --config=configs/cora_gat.py --config.data.name=pubmed --config.
 python train.py --config=configs/cora_gat.py --config.data.name=path --config.data.path=FILE_OR_FOLDER     # your own
 
 Velickovic et al. 2018, "Graph Attention Networks", arXiv:1710.10903, section 3.3: 83.0 +- 0.7 % on Cora, 72.5 +- 0.7 %
-on Citeseer, 79.0 +- 0.3 % on Pubmed, standard deviations over 100 runs. Training stops when neither accuracy nor loss on
-the development nodes has been as good as its best for 100 steps; the test nodes are judged with the weights of the last
-step at which both were.
+on Citeseer, 79.0 +- 0.3 % on Pubmed, standard deviations over 100 runs. Training stops when neither accuracy nor loss
+on the development nodes has been as good as its best for 100 steps; the test nodes are judged with the weights of the
+last step at which both were.
+
+Measured by the first command on 2026-11-24, AMD EPYC, two cores with other training beside, ten seeds: 82.25 % of the
+1,000 test nodes, standard deviation 0.83, standard error 0.26; stopped after 451 to 882 steps.
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +65,7 @@ def get_config() -> ConfigDict:
     config.train.clip_norm = float("inf")
     config.train.evaluate_every = 1
     config.train.evaluate_examples = 1000  # graphs of development, all of them
-    config.train.checkpoint_every = 1000
+    config.train.checkpoint_every = 200
     config.train.keep_checkpoints = 2
     config.train.patience = 100  # evaluations
 
