@@ -177,6 +177,7 @@ def test_token_by_token(name):
     np.testing.assert_array_equal(kept, [p for p in range(T) if p < pinned or p >= T - ring])
 
 
+@pytest.mark.slow
 @every
 def test_in_chunks(name):
     """A prompt of three tokens, then many at once: more than a ring holds."""

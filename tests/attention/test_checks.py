@@ -87,6 +87,7 @@ CALLS = {
 CASES = [(name, call) for name, calls in CALLS.items() for call in calls]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, call", CASES)
 def test_counts(name, call):
     for got, want in zip(jax.tree.leaves(call(np.int64(2))), jax.tree.leaves(call(2)), strict=True):

@@ -372,6 +372,7 @@ def test_rows_average(name):
     assert FUNCTIONS[name].averages == np.allclose(out, 1, rtol=0, atol=64 * oracle.ULP)
 
 
+@pytest.mark.slow
 @every
 def test_vmap_and_remat(name):
     """vmap equals the batch dimension, remat the plain gradient, both at once."""
@@ -390,6 +391,7 @@ def test_jit_with_more_batch_dimensions(name):
         assert_rounding(entry[key_mask], run(name, key_mask=key_mask)[0][key_mask])
 
 
+@pytest.mark.slow
 @every
 def test_half_precision_rounds_the_output_once(name):
     half = [jnp.asarray(x, jnp.bfloat16) for x in ARRAYS]

@@ -67,6 +67,7 @@ def test_every_function_has_a_case():
     assert SETTINGS.keys() == CAPABILITIES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_inside_nnx(case):
     """The module's projections, the plain call, and the module's output projection; padding as [..., 1, 1, S]."""

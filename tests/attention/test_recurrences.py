@@ -122,7 +122,10 @@ def program(name, chunk_size=C):
 
 
 @every
-@pytest.mark.parametrize("length, chunk_size", [(1, 64), (T, 1), (T, 4), (T, 64)])
+@pytest.mark.parametrize(
+    "length, chunk_size",
+    [(T, 4), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, 64), (T, 1), (T, 64)])],
+)
 def test_chunks_are_the_recurrence(name, length, chunk_size):
     """One token, one token a chunk (recurrent), several chunks, one chunk (parallel); values, states, gradients."""
     given = inputs(name, length)
@@ -267,6 +270,7 @@ def cost(name, length, differentiate, heads=2, width=32):
     return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "retention"])  # which is gated per head
 @pytest.mark.parametrize("differentiate", [False, True], ids=["forward", "gradient"])
 def test_cost_is_linear_in_length(name, differentiate):

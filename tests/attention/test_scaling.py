@@ -121,6 +121,7 @@ def test_time(name, monkeypatch):
         assert visited[-1] <= 2.1 * live * LENGTHS[-1] ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differentiate", [False, True], ids=["forward", "gradient"])
 @pytest.mark.parametrize("name", PROMISES)
 def test_memory(name, differentiate):
