@@ -154,14 +154,16 @@ def assert_is_the_definition(config, nodes, edges):
         np.testing.assert_allclose(scores[graph], wanted, rtol=0, atol=64 * EPS * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [
+    pytest.param(kind, marks=pytest.mark.slow) if kind in ("gatv2", "dot_product", "constant") else kind
+    for kind in KINDS
+])  # fmt: skip
 def test_is_its_definition(kind, nodes, edges):
     assert_is_the_definition(tiny(kind), nodes, edges)
 
 
 @pytest.mark.parametrize("kind", [
-    kind if kind in ("gat", "gatv2 shared", "dot_product shared") else pytest.param(kind, marks=pytest.mark.slow)
-    for kind in SCORED
+    kind if kind in ("gat", "gatv2 shared") else pytest.param(kind, marks=pytest.mark.slow) for kind in SCORED
 ])  # fmt: skip
 def test_relations_change_scores(kind, nodes, edges):
     config = tiny(kind, num_relations=2, num_heads=(2,), head_dim=())
@@ -177,7 +179,10 @@ def test_relations_change_scores(kind, nodes, edges):
     "changes",
     [
         {"readout": True, "head_dim": (4, 3), "input_width": 6, "self_loops": False, "activation": "relu"},
-        {"residual": True, "num_heads": (2, 4, 3, 1), "head_dim": (4, 2, 5)},  # of equal width, then of another
+        pytest.param(
+            {"residual": True, "num_heads": (2, 4, 3, 1), "head_dim": (4, 2, 5)},  # of equal width, then of another
+            marks=pytest.mark.slow,
+        ),
         {"num_heads": (2,), "head_dim": ()},
     ],
     ids=["readout", "residual", "one layer"],
@@ -424,7 +429,8 @@ def test_everything_learns(kind, nodes, edges):
     assert_everything_learns(gradient)
 
 
-@pytest.mark.parametrize("kind", EACH[:1] + [pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16(kind, nodes, edges):
     relations = {"num_relations": 2} if kind in SCORED else {}
     run, state = random(tiny(kind, **relations))
@@ -435,6 +441,7 @@ def test_bfloat16(kind, nodes, edges):
     assert np.isfinite(narrow(state, nodes, edges, rng=jax.random.key(0))).all()
 
 
+@pytest.mark.slow
 def test_the_layer_alone_at_growing_size():
     settings = ConfigDict({"lengths": (64, 128), "batch_size": 2, "seconds": 1e6})
     found = scaling(tiny(), settings)
