@@ -7,9 +7,9 @@ python train.py --config=configs/compare_vision.py --config.data.name=path --con
 
 Measured by the first command on 2026-11-24, AMD EPYC, two cores in a slow hour, one seed, 8 min 28 s, 686 s of CPU
 time; accuracy on 382 digits by other writers: axial 0.974 +- 0.008, vit_axial 0.948, swin 0.908, swin_no_shift 0.898,
-vit_full 0.898, axial_content_only 0.746, vit_window 0.644, swin_no_bias 0.592; linear 0.864. So position pays most
-at this budget: the vectors for distances of the axial model +0.228, Swin's relative bias +0.316; the shift's +0.010 is within
-the error. Earlier the same day, on an idle machine, 400 steps took 6 min 17 s and 510 s of CPU time.
+vit_full 0.898, axial_content_only 0.746, vit_window 0.644, swin_no_bias 0.592; linear 0.864. So position pays most at
+this budget: the vectors for distances of the axial model +0.228, Swin's relative bias +0.316; the shift's +0.010 is
+within the error. Earlier the same day, on an idle machine, 400 steps took 6 min 17 s and 510 s of CPU time.
 
 Fashion-MNIST, 10,000 test images, the same day, each on one crowded core, compiling and judging included:
 python train.py --config=configs/compare_vision.py:fashion-mnist --config.data.dir=DATA_DIR --config.scaling.seconds=0
