@@ -226,7 +226,7 @@ def baselines(corpus):
     graph = corpus.graph
     labels, most = graph.labels[graph.test], np.bincount(graph.labels[graph.train]).argmax()
     features = scipy.sparse.csr_matrix(graph.features)
-    features /= np.sqrt(features.power(2).sum(1).mean() or 1)
+    features = features / np.sqrt(features.power(2).sum(1).mean() or 1)  # a new matrix: the models read the other
     regression = LogisticRegression(C=STRENGTH, max_iter=1000).fit(features[graph.train], graph.labels[graph.train])
     answers = {"majority": most, "features alone": regression.predict(features[graph.test])}
     if np.isin(graph.graph_ids[graph.test], graph.graph_ids[graph.train]).any():

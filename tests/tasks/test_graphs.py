@@ -194,6 +194,17 @@ def test_the_data_decide_the_model_s_ends(several):
     assert found["edges"] == len(several.graph.senders) and graphs.tokens(13) == 13
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_describing_leaves_the_features_alone(tmp_path, dense):
+    """Baselines rescale features; the models must not see that, nor may eval.py, which describes nothing."""
+    write(tmp_path / "graph.npz", dense=dense)
+    corpus = graphs.load(config(path=str(tmp_path / "graph.npz")))
+    whole = lambda: np.asarray(scipy.sparse.csr_matrix(corpus.graph.features).todense())  # noqa: E731
+    before = whole().copy()
+    graphs.describe(corpus, corpus.num_nodes)
+    np.testing.assert_array_equal(whole(), before)
+
+
 def test_fingerprint_is_of_every_part(tmp_path):
     path = write(tmp_path / "graphs.npz")
     arrays = dict(np.load(path))
