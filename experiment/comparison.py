@@ -166,8 +166,8 @@ def _quality(results, pieces):
         return {"mean": None, "stderr": None, "stderr_over": pieces, "values": []}
     if len(values) == 1:
         return {"mean": values[0], "stderr": results[0]["stderr"], "stderr_over": pieces, "values": values}
-    stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"mean": float(np.mean(values)), "stderr": stderr, "stderr_over": "seeds", "values": values}
+    mean, stderr = estimate.over_seeds(values)
+    return {"mean": mean, "stderr": stderr, "stderr_over": "seeds", "values": values}
 
 
 def _details(results):
@@ -175,11 +175,7 @@ def _details(results):
     names = results[0]["details"] if results else {}
     values = {name: [result["details"][name] for result in results] for name in names}
     return {
-        name: {
-            "mean": float(np.mean(own)),
-            "stderr": float(np.std(own, ddof=1) / len(own) ** 0.5) if len(own) > 1 else None,
-            "values": own,
-        }
+        name: dict(zip(("mean", "stderr"), estimate.over_seeds(own), strict=True)) | {"values": own}
         for name, own in values.items()
     }
 
@@ -195,13 +191,12 @@ def _difference(results, others, pieces):
     ]
     if not pairs:
         return None
-    gaps = np.asarray([one["quality"] - other["quality"] for one, other in pairs])
-    if len(pairs) > 1:
-        stderr, over = float(gaps.std(ddof=1) / len(gaps) ** 0.5), "seeds"
-    else:
+    mean, stderr = estimate.over_seeds([one["quality"] - other["quality"] for one, other in pairs])
+    over = "seeds"
+    if len(pairs) == 1:
         one, other = ((run["amounts"], run["sizes"]) for run in pairs[0])
         stderr, over = estimate.difference(one, other)[1], pieces
-    return {"mean": float(gaps.mean()), "stderr": stderr, "stderr_over": over}
+    return {"mean": mean, "stderr": stderr, "stderr_over": over}
 
 
 def _processor():

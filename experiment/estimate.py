@@ -50,6 +50,16 @@ def difference(one, other):
     return mean - other_mean, _standard_error(pulls - other_pulls)
 
 
+def over_seeds(values):
+    """The mean of one number a seed, and its standard error; None for a single seed, which has no spread.
+
+    >>> over_seeds([1.0, 3.0])
+    (2.0, 1.0)
+    """
+    spread = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return float(np.mean(values)), spread
+
+
 def per_piece(rows, owners):
     """Sums of rows over the pieces that they come from, in float64: [rows, ...] and int [rows] -> [pieces, ...].
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment.estimate import per_piece, ratio
+from experiment.estimate import over_seeds, per_piece, ratio
 
 
 def sums(rows, owners, groups):
@@ -67,7 +67,6 @@ def _compare(cells, pieces):
     found = [ratio(cell["amounts"], cell["sizes"]) if cell["count"] else (None, None) for cell in cells]
     mean, stderr = found[0]
     if len(cells) > 1 and mean is not None:
-        means = [mean for mean, _ in found]
-        mean, stderr = float(np.mean(means)), float(np.std(means, ddof=1) / len(means) ** 0.5)
+        mean, stderr = over_seeds([mean for mean, _ in found])
     over = "seeds" if len(cells) > 1 else pieces
     return {"label": cells[0]["label"], "mean": mean, "stderr": stderr, "stderr_over": over, "size": cells[0]["count"]}

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from models.fields import DTYPES, check_choices, check_given, check_least, check_rates, check_types
-from models.variants import Setting
+from models.variants import Setting, check_settings
 
 FIELDS = {
     "graph_network": {
@@ -65,16 +65,11 @@ def _check_layers(config):
 
 
 def _check_attention(config):
-    name = config.attention.get("name")
+    given = dict(config.attention)
+    name = given.pop("name", None)
     if name not in ATTENTION:
         raise ValueError(f"model.attention.name: got {name!r}; write one of {', '.join(ATTENTION)}")
-    for extra in config.attention.keys() - ATTENTION[name].keys() - {"name"}:
-        known = ", ".join(ATTENTION[name]) or "no settings"
-        raise ValueError(f"model.attention.{extra}: {name!r} has no such setting; it takes {known}")
-    for wanted, setting in ATTENTION[name].items():
-        if wanted not in config.attention:
-            raise ValueError(f"model.attention.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
-        setting.check(f"model.attention.{wanted}", config.attention[wanted])
+    check_settings("model.attention", name, given, ATTENTION[name])
     if name in WITHOUT_SCORES and config.num_relations:
         raise ValueError(f"model.num_relations: {name!r} has no scores for relations to change; write 0")
     if name == "gcn" and config.attention_dropout:

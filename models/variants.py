@@ -40,6 +40,24 @@ class Setting:
             raise ValueError(f"{name}: wanted {wanted}, got {value!r}; write {self.example}")
 
 
+def check_settings(field, name, given, settings):
+    """Raises ValueError in one line unless `given` are all the settings of what is called `name`, and suit them.
+
+    Args:
+      field: of the config, for the message, such as "model.attention".
+      name: of the variant.
+      given: {setting: value}.
+      settings: {setting: `Setting`}.
+    """
+    for extra in given.keys() - settings.keys():
+        known = ", ".join(settings) or "no settings"
+        raise ValueError(f"{field}.{extra}: {name!r} has no such setting; it takes {known}")
+    for wanted, setting in settings.items():
+        if wanted not in given:
+            raise ValueError(f"{field}.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
+        setting.check(f"{field}.{wanted}", given[wanted])
+
+
 def _nothing(*args, **kwargs):
     return ()
 
@@ -340,13 +358,7 @@ def check_attention(
     if not isinstance(name, str) or name not in VARIANTS:
         raise ValueError(f"{field}.name: unknown variant {name!r}; write one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
-    for extra in settings.keys() - variant.settings.keys():
-        known = ", ".join(variant.settings) or "no settings"
-        raise ValueError(f"{field}.{extra}: {name!r} has no such setting; it takes {known}")
-    for wanted, setting in variant.settings.items():
-        if wanted not in settings:
-            raise ValueError(f"{field}.{wanted}: missing for {name!r}; write {wanted}={setting.example!r}")
-        setting.check(f"{field}.{wanted}", settings[wanted])
+    check_settings(field, name, settings, variant.settings)
     variant.check(field, settings, position=position, num_heads=num_heads)
     wanted, lack = USES[use]
     if variant.grid and not grid:

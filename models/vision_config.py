@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from models import fields
 from models.fields import (
     DTYPES,
     LAYER_FIELDS,
@@ -175,9 +176,7 @@ def check(config, length):
 
 def check_filled(config):
     """Raises ValueError where a field is still 0 that only the data know: a model cannot be built from it."""
-    for name in ("channels", "num_classes"):
-        if not config[name]:
-            raise ValueError(f"model.{name}: 0 stands for what the data have, and none were read; write the number")
+    fields.check_filled(config, ("channels", "num_classes"))
 
 
 POSITIONS = ("learned", "sincos", "rope", "none")  # of a ViT

@@ -57,29 +57,36 @@ What a task may leave out:
 `rng`, a judgement none.
 """
 
-from tasks import (
-    classification,
-    dictionary_lookup,
-    graphs,
-    images,
-    knowledge_graph,
-    masked_text,
-    rewriting,
-    scenes,
-    syntax,
-    text,
-)
+import importlib
+from collections.abc import Mapping
 
-# Name in `config.task` -> its module.
-TASKS = {
-    "text": text,
-    "masked_text": masked_text,
-    "classification": classification,
-    "rewriting": rewriting,
-    "images": images,
-    "scenes": scenes,
-    "graphs": graphs,
-    "dictionary_lookup": dictionary_lookup,
-    "knowledge_graph": knowledge_graph,
-    "syntax": syntax,
-}
+
+class _Tasks(Mapping):
+    """Name in `config.task` -> its module, imported when it is asked for: a run waits for its own task alone."""
+
+    names = (
+        "text",
+        "masked_text",
+        "classification",
+        "rewriting",
+        "images",
+        "scenes",
+        "graphs",
+        "dictionary_lookup",
+        "knowledge_graph",
+        "syntax",
+    )
+
+    def __getitem__(self, name):
+        if name not in self.names:
+            raise KeyError(name)
+        return importlib.import_module(f"tasks.{name}")
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __len__(self):
+        return len(self.names)
+
+
+TASKS = _Tasks()

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.source import check_read, source_of
 from tasks.text import DATA, SIZE, UNIT, cross_entropy, ngram_bits, standard_library, tokens, visible_files
 
 __all__ = ["DATA", "SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
@@ -87,12 +88,8 @@ def load(config) -> Corpus:
       ValueError: unknown source, settings that the source does not take, too little text, an incomplete data set.
       OSError: a file that is missing or cannot be read.
     """
-    if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}")
-    source = "path" if config.path and config.name == "python_packages" else config.name
-    for field, reader in (("path", "path"), ("dir", "imdb")):
-        if config[field] and source != reader:
-            raise ValueError(f"config.data.{field}={config[field]!r}: {source} does not read it; drop one of the two")
+    source = source_of(config, SOURCES, "python_packages")
+    check_read(config, source, ("path", "dir"), {"path": ("path",), "imdb": ("dir",)}.get(source, ()))
     classes, *parts = SOURCES[source](config)
     digest = hashlib.sha256("\n".join(classes).encode())
     for part in parts:

@@ -16,6 +16,7 @@ from jax.experimental import sparse
 
 from models.edges import Edges
 from tasks.graph_files import CITATION, SOURCES, Graph
+from tasks.source import check_read
 from tasks.text import cross_entropy
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
@@ -69,9 +70,7 @@ def load(config) -> Corpus:
         )
     name = "path" if config.path and config.name == "digits" else config.name
     read, settings = SOURCES.get(name, CITATION)
-    for field in ("path", "dir", "num_neighbours", "labels_per_class"):
-        if config[field] and field not in settings:
-            raise ValueError(f"config.data.{field}={config[field]!r}: {name} does not read it; drop one of the two")
+    check_read(config, name, ("path", "dir", "num_neighbours", "labels_per_class"), settings)
     graph = read(config)
     if len(np.unique(graph.labels[graph.train])) < 2:
         raise ValueError(f"config.data.name={name!r}: all nodes to train on are of one class; label some of another")

@@ -12,6 +12,7 @@ import numpy as np
 from tasks import augment
 from tasks.image_files import SOURCES, Images
 from tasks.rollout import rollout
+from tasks.source import check_read, source_of
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
 MODELS = ("vit", "swin", "axial")
@@ -76,13 +77,8 @@ def load(config) -> Corpus:
         does not read.
       OSError: a file that cannot be read.
     """
-    if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}")
-    source = "path" if config.path and config.name == "digits" else config.name
-    if config.path and source != "path":
-        raise ValueError(f"config.data.path={config.path!r}: {source} does not read it; drop one of the two")
-    if config.dir and source in ("path", "digits"):
-        raise ValueError(f"config.data.dir={config.dir!r}: {source} does not read it; drop one of the two")
+    source = source_of(config, SOURCES, "digits")
+    check_read(config, source, ("path", "dir"), {"path": ("path",), "digits": ()}.get(source, ("dir",)))
     classes, *halves = SOURCES[source](config)
     size = config.image_size or halves[0].pixels.shape[1]
     if config.crop >= size:

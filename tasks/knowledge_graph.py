@@ -17,6 +17,7 @@ import numpy as np
 
 from models.edges import Edges
 from tasks.questions import Answers, asked_both_ways
+from tasks.source import check_read, source_of
 from tasks.text import cross_entropy
 from tasks.triple_files import SPLITS, kinship, read_folder, read_wn18rr
 
@@ -82,12 +83,8 @@ def load(config) -> Corpus:
       ValueError: unknown source, settings that it does not take, a fault in a file, which is named with its line.
       OSError: a file that is missing or cannot be read.
     """
-    if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}")
-    source = "path" if config.path and config.name == "kinship" else config.name
-    for field, reader in (("path", "path"), ("dir", "wn18rr")):
-        if config[field] and source != reader:
-            raise ValueError(f"config.data.{field}={config[field]!r}: {source} does not read it; drop one of the two")
+    source = source_of(config, SOURCES, "kinship")
+    check_read(config, source, ("path", "dir"), {"path": ("path",), "wn18rr": ("dir",)}.get(source, ()))
     return corpus_of(SOURCES[source](config))
 
 

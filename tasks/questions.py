@@ -1,6 +1,7 @@
 """Facts of a knowledge graph as questions, and all that answers them."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Answers:
         keys, first = np.unique(keys[order], return_index=True)
         return cls(keys, np.append(first, len(facts)), facts[order, 2])
 
-    @property
+    @functools.cached_property
     def most(self):
         """The most answers that a question has."""
         return int(np.diff(self.edges).max())

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tasks.source import source_of
+
 METRIC = {"name": "validation bits per byte", "higher_is_better": False}
 MODELS = ("transformer",)
 VOCABULARY = 256  # the bytes
@@ -55,11 +57,7 @@ def load(config) -> Corpus:
       ValueError: unknown source, settings that the source does not take, altered or too little text.
       OSError: a file that is missing or cannot be read.
     """
-    if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: unknown, want one of {', '.join(SOURCES)}")
-    source = config.name
-    if config.path and source == "python_stdlib":
-        source = "path"
+    source = source_of(config, SOURCES, "python_stdlib")
     if config.path and source != "path":
         raise ValueError(f"config.data.path={config.path!r}: {source} does not read it, drop one of the two flags")
     if config.dir and source not in ("tinyshakespeare", "wikitext-2"):

@@ -210,9 +210,16 @@ FUNCTIONS = {
 REAL = np.ones((2, T), bool)
 ONE_DOCUMENT = np.zeros((2, T), np.int32)
 
-every = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if row.slow else name for name, row in FUNCTIONS.items()]
-)
+
+def where(concerned):
+    """Runs a test with the name of each function that its property concerns, told by its `Row`."""
+    rows = {name: row for name, row in FUNCTIONS.items() if concerned(row)}
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=pytest.mark.slow) if row.slow else name for name, row in rows.items()]
+    )
+
+
+every = where(lambda row: True)
 
 
 def packs(name):
@@ -308,11 +315,9 @@ def test_packed_documents_are_isolated(name):
             assert document < 0 or (got[0][inside] != expected[0][inside]).any()
 
 
-@every
+@where(lambda row: row.causal is True)  # and not in its sums only
 def test_no_look_ahead(name):
     """Token t changes nothing before t, and what lies before t passes no gradient to it, bit for bit."""
-    if FUNCTIONS[name].causal is not True:
-        pytest.skip("not causal, or in its sums only")
     expected = run(name)
     for t in (1, 4, 6, T - 1):
         late = np.broadcast_to(np.arange(T) >= t, (2, T))
@@ -323,19 +328,15 @@ def test_no_look_ahead(name):
         assert all(not g[:, t:].any() for g in gradients) and gradients[2][:, :t].any()
 
 
-@every
+@where(lambda row: row.causal is False)
 def test_what_is_not_causal_looks_ahead(name):
-    if FUNCTIONS[name].causal is not False:
-        pytest.skip("causal")
     late = np.broadcast_to(np.arange(T) >= T - 2, (2, T))
     assert (run(name, [ARRAYS[0], *(at(late, x, noise()) for x in ARRAYS[1:])])[0] != run(name)[0])[:, : T - 2].any()
 
 
-@every
+@where(lambda row: not row.ends_matter)  # where they do, the last block is part of the pattern
 def test_padding_changes_nothing(name):
     """An input of length 11 equals the same input padded to 13, by key_mask or by segments."""
-    if FUNCTIONS[name].ends_matter:
-        pytest.skip("the last block is part of the pattern")
     short = jax.jit(FUNCTIONS[name].fn)(*(x[:, :11] for x in ARRAYS))
     real = np.broadcast_to(np.arange(T) < 11, (2, T))
     for given in [{"key_mask": real}] + [{"ids": np.where(real, 0, -1)}] * packs(name):
@@ -436,14 +437,23 @@ WRONG = {
 }  # fmt: skip
 
 
-@every
-@pytest.mark.parametrize("wrong", WRONG)
+def has(row, wrong):
+    """Whether a function takes what this is wrong in: plain key and value, or ids."""
+    ordinary = row.key_refusals or wrong.split("_")[0] not in ("key", "value", "query") or "mask" in wrong
+    return ordinary and (CAPABILITIES[row.function].packing or "segments" not in wrong)
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        pytest.param(name, wrong, marks=[pytest.mark.slow] * row.slow)
+        for name, row in FUNCTIONS.items()
+        for wrong in WRONG
+        if has(row, wrong)
+    ],
+)
 def test_refusals(name, wrong):
     arguments, message = WRONG[wrong]
-    if not FUNCTIONS[name].key_refusals and wrong.split("_")[0] in ("key", "value", "query") and "mask" not in wrong:
-        pytest.skip("has arrays of its own")
-    if not packs(name) and "segments" in wrong:
-        pytest.skip("refuses all ids")
     with pytest.raises(ValueError, match=message):
         FUNCTIONS[name].fn(**{"query": QUERY, "key": KEY, "value": VALUE} | arguments)
 
