@@ -4,7 +4,8 @@ A task is a module with these names; `train.py` and `eval.py` know no others.
 
     METRIC                  {"name": "validation ...", "higher_is_better"}
     MODELS                  names in `config.model.name` that can learn it
-    VOCABULARY              how many tokens there are; 0 where the input is no tokens
+    VOCABULARY              how many tokens there are, at least; 0 where the input is no tokens. A task that reads
+                            `config.data.vocabulary` has as many as that says
     DATA                    the fields of `config.data` that it reads, all of them
     SIZE                    the one of them that is the size of an example: "length", T tokens of text, "image_size",
                             rows and columns of an image, "num_nodes" of a graph, or "questions" about one. The
@@ -75,6 +76,12 @@ class _Tasks(Mapping):
         "dictionary_lookup",
         "knowledge_graph",
         "syntax",
+        "recall",
+        "needle_classification",
+        "listops",
+        "pathfinder",
+        "pixels",
+        "retrieval",
     )
 
     def __getitem__(self, name):

@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import FrozenConfigDict
 
 from configs.compare_text import get_config
-from experiment import devices, optimizers, settings
+from experiment import devices, optimizers, rules, settings
 from experiment.learner import make_learner, make_step, weights
 from tasks import text
 
@@ -137,7 +137,7 @@ class TestStatistics:
 
 class TestOptimizers:
     def test_a_config_may_name_each(self):
-        assert set(optimizers.OPTIMIZERS) == set(settings.OPTIMIZERS)
+        assert set(optimizers.OPTIMIZERS) == set(rules.OPTIMIZERS)
 
     def params(self):
         return make_learner(tiny(), 0).state["params"]

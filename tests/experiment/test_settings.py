@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import compare_classification, compare_rewriting, compare_segmentation, compare_vision
 from configs.compare_text import get_config
-from experiment import settings
+from experiment import rules, settings
 from models import MODELS
 
 CONFIG = "configs/compare_text.py"
@@ -167,7 +167,7 @@ class TestCheck:
         flat.pop("model"), flat.pop("variants")
         others = {f"data.{name}" for task in settings.TASKS.values() for name in task.DATA}
         others -= {f"data.{name}" for name in settings.TASKS[config.task].DATA}
-        assert set(settings._flatten(flat)) == set(settings.RULES) - others
+        assert set(settings._flatten(flat)) == set(rules.RULES) - others
 
 
 class TestFill:
