@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import FrozenConfigDict
 
 from configs.compare_text import get_config
-from experiment import devices, optimizers, rules, settings
+from experiment import devices, optimizers, rules
 from experiment.learner import make_learner, make_step, weights
 from tasks import text
 
