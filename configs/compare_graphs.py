@@ -24,14 +24,15 @@ def get_config() -> ConfigDict:
     config = cora_gat.get_config()
     config.seeds = 3
     config.data.name = "digits"  # or cora, citeseer, pubmed, path
-    gcn = {"num_heads": (1, 1), "head_dim": (64,), "attention_dropout": 0.0}  # 64 features, as 8 heads of 8
+    one = {"num_heads": (1, 1), "head_dim": (64,), "attention_dropout": 0.0}  # 64 features, as 8 heads of 8
     config.variants = ConfigDict(
         {
             "gat": _attention("gat"),
             "gatv2": _attention("gatv2", share_weights=1),
             "dot_product": _attention("dot_product", share_weights=1),
-            "gcn": {"model": gcn | {"attention": {"name": "gcn"}}},
-            "constant": _attention("constant"),
+            "constant": _attention("constant"),  # all neighbours alike
+            "mean": {"model": one | {"attention": {"name": "constant"}}},  # that with one head, as GCN has
+            "gcn": {"model": one | {"attention": {"name": "gcn"}}},  # the mean of unlike weights: by degrees
         },
         sort_keys=False,  # the table keeps this order
     )

@@ -13,8 +13,35 @@ places by their distance (rope, alibi, t5), one by nothing (none). graph attends
 and sees nothing else, no order either; rope_graph adds that as a branch to the layers of rope; rope_distance adds a
 learned number for each distance in the tree to the scores of rope. mlp_width makes up for what a variant has beside.
 
-"subject" is an upper line: it knows the tree and the number of the subject. The questions of number agreement are also
-about verbs whose form shows no number, such as the English past tense but "was" and "were"; see tasks/syntax.py.
+"subject" is an upper line: it knows the tree and the number of the subject. "nearest noun" also reads the annotators'
+number of the nouns, which the models must tell from the words. The questions of number agreement are also about verbs
+whose form shows no number, such as the English past tense but "was" and "were"; see tasks/syntax.py.
+
+Measured by the second command, and with --config.data.tree=unlabelled, on 2026-11-29, AMD EPYC, one core each, 13 and
+10 minutes, three seeds, standard errors over seeds in the report; English-EWT, 2,156 questions: 1,615 where subject and
+verb are neighbours, 291 at a distance of 3 to 7 words, 61 with one attractor, 31 with more. The parser's heads are
+right for 0.692 of the words.
+
+    tree          variant          all       distance 1  3-4    5-7    8 and more  0 attractors  1      2 and more
+    none          rope             0.887     0.932       0.718  0.634  0.753       0.909         0.377  0.398
+    none          alibi            0.868     0.902       0.729  0.713  0.694       0.885         0.514  0.419
+    none          t5               0.880     0.924       0.720  0.690  0.753       0.900         0.443  0.398
+    none          none             0.803     0.828       0.699  0.662  0.737       0.818         0.536  0.387
+    predicted     graph            0.837     0.866       0.705  0.681  0.704       0.849         0.634  0.452
+    predicted     rope_graph       0.891     0.939       0.703  0.676  0.737       0.914         0.388  0.312
+    predicted     rope_distance    0.886     0.929       0.712  0.704  0.715       0.908         0.404  0.398
+    annotators'   graph            0.861     0.884       0.744  0.764  0.763       0.869         0.721  0.613
+    annotators'   rope_graph       0.894     0.937       0.715  0.685  0.780       0.915         0.437  0.398
+    annotators'   rope_distance    0.892     0.937       0.728  0.690  0.720       0.913         0.448  0.409
+    lines: majority 0.717, nearest noun 0.905, subject 0.924; standard errors of "all" 0.001 to 0.007
+
+What becomes of three claims. "RoPE is the standard": it is the best kind of positions here, by 0.019 +- 0.003 before
+ALiBi; before T5 by 0.007 +- 0.004, which is not resolved. "ALiBi is steadier": where 5 to 7 words or an attractor stand
+between, it is 0.08 and 0.14 above RoPE, and pays for it with neighbours. "Graph attention is the most precise about
+grammar": where structure and order disagree, yes: with one attractor 0.634 (the parser's tree) and 0.721 (the
+annotators') beside 0.377; in all it is worse than any kind of positions, for most verbs stand next to their subject.
+Adding the tree to RoPE gains 0.004 +- 0.002 (the parser's) or 0.007 +- 0.004 (the annotators') and does not bring the
+steadiness of the tree alone. No variant is as good as the nearest noun, which is told what they must learn.
 """
 
 from ml_collections import ConfigDict
