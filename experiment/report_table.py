@@ -12,7 +12,7 @@ from experiment.findings import (
     with_error,
 )
 from experiment.look import PALETTE
-from experiment.table import COLUMNS, settings_words, standing, telling
+from experiment.table import COLUMNS, reference_lines, settings_words, standing, telling
 
 
 def results_table(comparison) -> str:
@@ -28,13 +28,11 @@ def results_table(comparison) -> str:
     rows = "".join(
         _row(comparison, variant, states[variant["name"]], columns, best) for variant in comparison["variants"]
     )
-    lines = [(name, value, "baseline") for name, value in (comparison.get("baselines") or {}).items()]
-    ceilings = (comparison.get("data") or {}).get("ceilings") or {}
-    lines += [(name, value, "upper line") for name, value in ceilings.items()]
+    lines = reference_lines(comparison)
     baselines = "".join(
         f'<tr><th scope="row">{escape(name)} <small>{kind}</small></th>{_quality_cell(comparison, value, "", None)}'
         f"{'<td></td>' * len(columns)}</tr>"
-        for name, value, kind in lines
+        for name, kind, value in lines
         if value is not None
     )
     key = '<span class="best">best</span> of its column'
@@ -42,7 +40,7 @@ def results_table(comparison) -> str:
         key += ' &ensp; <span class="tie">not resolved</span> from the best: within two standard errors'
     if baselines:
         key += " &ensp; baselines are simple models without any network"
-    if ceilings:
+    if any(kind == "upper line" for _, kind, _ in lines):
         key += ", upper lines know what the models must find out"
     shared = [column.within(comparison) for column in COLUMNS]
     shared = [c for c in shared if c not in columns and c.text(comparison["variants"][0]) != "–"]

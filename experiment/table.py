@@ -129,8 +129,18 @@ def standing(comparison) -> dict[str, str]:
     return {variant["name"]: of(variant) for variant in comparison["variants"]}
 
 
+def reference_lines(comparison):
+    """What variants stand beside: [(name, "baseline" or "upper line", value or None)].
+
+    A baseline has no network; an upper line knows what the models must find out.
+    """
+    ceilings = (comparison.get("data") or {}).get("ceilings") or {}
+    lines = [(name, "baseline", number(comparison, "baselines", name)) for name in comparison.get("baselines") or {}]
+    return lines + [(name, "upper line", number(comparison, "data", "ceilings", name)) for name in ceilings]
+
+
 def write_csv(workdir: Path, comparison: dict) -> Path:
-    """Writes `comparison.csv`: one row a variant or baseline, every number in full precision, empty where unknown."""
+    """Writes `comparison.csv`: one row a variant or line, numbers in full precision, empty where unknown."""
     path = Path(workdir) / "comparison.csv"
     front = pareto_front(comparison)
     header = ["name", "kind", "attention", *("_".join(p) for p in _CSV_PATHS), "pareto_front", "error"]
@@ -142,9 +152,8 @@ def write_csv(workdir: Path, comparison: dict) -> Path:
             settings = json.dumps(variant.get("attention") or {})
             error = variant.get("error") or ""
             rows.writerow([variant["name"], "variant", settings, *numbers, variant in front, error])
-        for name in comparison.get("baselines") or {}:
-            numbers = [number(comparison, "baselines", name), *[None] * (len(_CSV_PATHS) - 1)]
-            rows.writerow([name, "baseline", "", *numbers, "", ""])
+        for name, kind, value in reference_lines(comparison):
+            rows.writerow([name, kind, "", value, *[None] * (len(_CSV_PATHS) - 1), "", ""])
     return path
 
 
@@ -174,9 +183,8 @@ def print_table(comparison: dict, console=None) -> None:
         score = Text("failed" if quality(variant) is None else with_error(variant), _STYLES[states[name]])
         costs = [Text(c.text(variant), "bold green" if name in b else "") for c, b in zip(columns, best, strict=True)]
         table.add_row(Text(name), score, *costs)
-    for name in comparison.get("baselines") or {}:
-        value = number(comparison, "baselines", name)
-        table.add_row(Text(f"{name} baseline", "dim"), Text("–" if value is None else f"{value:.3f}", "dim"))
+    for name, kind, value in reference_lines(comparison):
+        table.add_row(Text(f"{name} {kind}", "dim"), Text("–" if value is None else f"{value:.3f}", "dim"))
     console.print(Text(f"{comparison['task']} · {comparison['device']}", "bold"))
     console.print(table)
     for topic, text in findings(comparison):
@@ -185,9 +193,8 @@ def print_table(comparison: dict, console=None) -> None:
 
 def _fitting(comparison, width):
     """The first columns that fit a terminal beside the label and the quality, which always stand."""
-    names = [v["name"] for v in comparison["variants"]] + [
-        f"{name} baseline" for name in comparison.get("baselines") or {}
-    ]
+    names = [v["name"] for v in comparison["variants"]]
+    names += [f"{name} {kind}" for name, kind, _ in reference_lines(comparison)]
     left = width - max(map(len, names)) - max(len("± standard error"), len(metric_name(comparison))) - 2 * _GAP
     fitting = []
     for column in telling(comparison):

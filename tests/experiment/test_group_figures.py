@@ -1,13 +1,16 @@
 """The report of parts of the validation data, of further numbers, and of models that read graphs."""
 
+import csv
+import io
 import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_report import CONFIG, Page, make, make_curves
 
 from experiment import findings, report_groups
-from experiment.report import write_report
+from experiment.report import print_table, write_csv, write_report
 from experiment.wording import wording
 from tasks import TASKS
 
@@ -135,6 +138,15 @@ def test_further_numbers_and_upper_lines_have_their_rows(page):
     ]
     assert re.search(r"gold subject <small>upper line</small></th><td data-value=\"0.97\">0.970", html)
     assert "does not beat" not in html and "upper lines know what the models must find out" in html
+
+
+def test_upper_lines_stand_in_the_terminal_and_the_csv(tmp_path):
+    comparison = grouped() | {"data": {"ceilings": {"gold subject": 0.97}}}
+    with (console := Console(width=100, file=io.StringIO())).capture() as printed:
+        print_table(comparison, console)
+    assert re.search(r"gold subject upper line +0\.970", printed.get())
+    with write_csv(tmp_path, comparison).open() as file:
+        assert [row["kind"] for row in csv.DictReader(file) if row["name"] == "gold subject"] == ["upper line"]
 
 
 # Graphs.
