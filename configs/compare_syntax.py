@@ -42,6 +42,13 @@ grammar": where structure and order disagree, yes: with one attractor 0.634 (the
 annotators') beside 0.377; in all it is worse than any kind of positions, for most verbs stand next to their subject.
 Adding the tree to RoPE gains 0.004 +- 0.002 (the parser's) or 0.007 +- 0.004 (the annotators') and does not bring the
 steadiness of the tree alone. No variant is as good as the nearest noun, which is told what they must learn.
+
+Other questions with the parser's tree on the same day, one seed, standard error over sentences 0.002:
+    relations  rope 0.802, alibi 0.733, t5 0.806, none 0.661, graph 0.791, rope_graph 0.825, rope_distance 0.816; the
+               word alone 0.619; the parser's heads 0.747
+    features   rope 0.879, alibi 0.853, t5 0.880, none 0.823, graph 0.863, rope_graph 0.886, rope_distance 0.886; the
+               word alone 0.809
+So for relations, which are about structure, the tree is worth 0.023 beside RoPE, though a parser guessed it.
 """
 
 from ml_collections import ConfigDict
