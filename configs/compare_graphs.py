@@ -15,6 +15,10 @@ standard error over ten seeds: gatv2 0.8335 +- 0.0026, constant 0.8331 +- 0.0017
 seed GAT is 0.0069 +- 0.0032 above GCN. A gain of attention does not show: GAT is 0.0015 +- 0.0036 below its layer with
 equal weights. Of GAT's lead over GCN heads and dropout make 0.0047 +- 0.0017 (constant over mean), the plain mean
 0.0037 +- 0.0029 (mean over gcn).
+
+Digits, the first command on the same day, one core, 9 minutes, three seeds: constant 0.943 +- 0.002, dot_product 0.937
++- 0.003, mean 0.935 +- 0.004, gat 0.934 +- 0.002, gatv2 0.933 +- 0.005, gcn 0.925 +- 0.003; label propagation, which
+trains nothing, 0.949.
 """
 
 from ml_collections import ConfigDict
