@@ -4,6 +4,7 @@
 MODELS = {
     "transformer": "models.transformer:Transformer",  # a decoder: the next token after each token
     "encoder": "models.transformer:Encoder",  # a class of the whole text, or the masked tokens
+    "two_towers": "models.two_towers:TwoTowers",  # a class of two texts, by one encoder that reads each
     "encoder_decoder": "models.transformer:EncoderDecoder",  # one text, given another
     "vit": "models.vit:ViT",  # an image as a sequence of patches
     "swin": "models.swin:Swin",  # attention in shifted windows, coarser from stage to stage

@@ -44,6 +44,7 @@ FIELDS = (
     {
         "transformer": TEXT_FIELDS,
         "encoder": TEXT_FIELDS | {"pool": str, "num_classes": int},
+        "two_towers": TEXT_FIELDS | {"pool": str, "num_classes": int},  # those of its encoder
         # `depth` and `decoder_attention` are the decoder's, `encoder_depth` and `attention` the encoder's.
         "encoder_decoder": TEXT_FIELDS
         | {"encoder_depth": int, "decoder_attention": ConfigDict, "cross_attention": ConfigDict},
@@ -56,6 +57,7 @@ FIELDS = (
 ATTENTIONS = {
     "transformer": {"attention": "decoder", "graph_attention": "decoder"},
     "encoder": {"attention": "encoder", "graph_attention": "encoder"},
+    "two_towers": {"attention": "encoder"},
     "encoder_decoder": {
         "attention": "encoder",
         "graph_attention": "encoder",
@@ -92,13 +94,15 @@ def check(config, length):
     _check_rope(config, length)
     _check_memory(config)
     _check_head(config)
+    _check_towers(config)
     for field, use in ATTENTIONS[config.name].items():
         shared = {name: config[name] for name in ("position", "attention_dropout", "num_heads")}
         if field == "graph_attention":
             if not config[field]:
                 continue
             shared["position"] = "none"  # as in cross-attention, which has none of its own
-        check_attention(config[field], use=use, field=field, graph=field in ON_GRAPH, **shared)
+        graph = field in ON_GRAPH and config.name != "two_towers"
+        check_attention(config[field], use=use, field=field, graph=graph, **shared)
     _check_graph(config)
 
 
@@ -138,8 +142,19 @@ def _check_memory(config):
 
 
 def _check_head(config):
-    if config.name == "encoder" and config.num_classes and not config.tie_embeddings:
+    classifier = config.name == "two_towers" or config.name == "encoder" and config.num_classes
+    if classifier and not config.tie_embeddings:
         raise ValueError("model.tie_embeddings: a classifier has no scores of tokens to untie; write True")
+
+
+def _check_towers(config):
+    if config.name != "two_towers":
+        return
+    if config.pool == "tokens":
+        raise ValueError("model.pool: a pair has one class, and 'tokens' gives each token its own; write mean or cls")
+    for field, nothing in (("graph_attention", {}), ("graph_bias", 0)):
+        if config[field]:
+            raise ValueError(f"model.{field}: the two texts come without a graph; write {nothing}")
 
 
 def _check_graph(config):
@@ -194,6 +209,12 @@ def encoder_of(config):
     """The config of an encoder-decoder's encoder: `encoder_depth` layers with `attention`."""
     view = {name: config[name] for name in TEXT_FIELDS}
     return FrozenConfigDict(view | {"name": "encoder", "depth": config.encoder_depth})
+
+
+def tower_of(config):
+    """The config of the encoder that reads both texts of two towers; the classes are those of the pair."""
+    view = {name: config[name] for name in FIELDS["encoder"]}
+    return FrozenConfigDict(view | {"name": "encoder", "num_classes": 0})
 
 
 def decoder_of(config):

@@ -237,13 +237,30 @@ class Encoder(TokenStack):
         """
         if segment_ids is not None and (self.before or self.config.num_classes and self.config.pool == "mean"):
             raise NotImplementedError("segment_ids: one class or one vector a row; write num_classes=0 and pool='mean'")
-        embed_rng, layers_rng = split_rng(rng, 2)
-        x, places, real, given = self._embed(tokens, graph, key_mask, segment_ids, embed_rng)
-        x = self.layers(x, places, layers_rng, **given)
+        x, real = self._read(tokens, graph, key_mask, segment_ids, rng)
         if self.config.num_classes == 0:
             return self.logits(x[:, self.before :])
-        pooled = x[:, 0] if self.before else x if self.config.pool == "tokens" else _mean(x, real)
+        pooled = x if self.config.pool == "tokens" else self._pool(x, real)
         return jnp.einsum("...d,cd->...c", pooled, self.classes.astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def vectors(self, tokens, *, graph=None, key_mask=None, rng=None):
+        """One vector for each row, whatever `num_classes`: that before the tokens, or the mean of the real tokens.
+
+        Args:
+          tokens: [B, T] int.
+          graph: as the model itself takes it.
+          key_mask: likewise.
+          rng: likewise.
+
+        Returns:
+          [B, width] in the dtype of the activations; zeros with pool="mean" for a row without real tokens.
+
+        Raises:
+          ValueError: an input does not fit, named; pool="tokens", which has a vector for each token.
+        """
+        if self.config.pool == "tokens":
+            raise ValueError("model.pool: 'tokens' gives each token its vector and the row none; write mean or cls")
+        return self._pool(*self._read(tokens, graph, key_mask, None, rng))
 
     def attention_maps(self, tokens, *, graph=None, key_mask=None):
         """How much of each token the tokens of each layer take, in evaluation.
@@ -261,6 +278,15 @@ class Encoder(TokenStack):
         x, places, _, given = self._embed(tokens, graph, key_mask, None, None)
         look = lambda block, x, context: block.weights(x, context)  # noqa: E731
         return self.watch_layers(x, places, None, look, **given)[0]
+
+    def _read(self, tokens, graph, key_mask, segment_ids, rng):
+        """What the layers made of the tokens and of what stands before them, and which tokens are real."""
+        embed_rng, layers_rng = split_rng(rng, 2)
+        x, places, real, given = self._embed(tokens, graph, key_mask, segment_ids, embed_rng)
+        return self.layers(x, places, layers_rng, **given), real
+
+    def _pool(self, x, real):
+        return x[:, 0] if self.before else _mean(x, real)
 
     def _embed(self, tokens, graph, key_mask, segment_ids, rng):
         """x, its places, which tokens are real (None for all), and what else the layers are given."""
