@@ -1,27 +1,38 @@
-"""Judge finished variants again from their checkpoints, also at a length they were not trained at.
+"""Judge finished variants again from their checkpoints, also on other tasks and far beyond the length of training.
 
     python eval.py --workdir=runs/compare_text
     python eval.py --workdir=runs/compare_text --length=1024
+    python eval.py --workdir=runs/passkey --lengths=256,512,1024,2048
+    python eval.py --workdir=runs/compare_text --tasks=passkey,mqar,extrapolation --lengths=512,1024,2048 --examples=256
+    python eval.py --workdir=runs/duplication --lengths=128 --sweep=model.attention.num_hashes:1,2,4,8
     python eval.py --workdir=runs/compare_text --generate --prompt="def " --variant=full,linear --temperature=0.5
+    python eval.py --leaderboard runs/compare_text runs/mine --output=runs
 
-Prints the comparison's table with the quality measured now and writes it to `evaluation_T<length>.json` in the same
-folder. A variant that cannot take the length is told in one line and stands in the table as failed. With --generate it
-prints how the variants go on from a prompt instead. Exit codes: 0 done, 2 something is missing or nothing fits; the one
-line on stderr says what.
+Without further flags, or with --length, it prints the comparison's table with the quality measured now and writes it to
+`evaluation_T<length>.json` in the same folder. A variant that cannot take the length is told in one line and stands in
+the table as failed.
+
+With --tasks or --lengths it judges every variant at every length on each task, and writes `evaluation.json`,
+`evaluation.csv` and the page `evaluation.html`: quality by length and by depth of what is asked for, the effective
+length, loss by position. Tasks are the run's own, every kind of recall (`tasks/recall.py`) for decoders, and
+`extrapolation` and `extrapolation_sliding` (`tasks/extrapolation.py`) for models of text. What a variant cannot do
+stands there with the reason. Stop it at any moment and give the same command again: what was judged is not judged
+again.
+
+With --generate it prints how the variants go on from a prompt, with --leaderboard it writes one table of several runs.
+Exit codes: 0 done; 2 something is missing or nothing fits, and one line on stderr says what; 143 or 130 stopped by
+SIGTERM or SIGINT.
 """
 
+import shlex
 import sys
-import time
+from itertools import takewhile
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiment import checkpoint, comparison, generate, groups, settings
-from experiment.devices import split_rows
-from experiment.estimate import per_piece, ratio
+from experiment import comparison, evaluation_plan, generate, settings
 from experiment.records import read_json, write_json
 from tasks import TASKS
 
@@ -29,6 +40,24 @@ from tasks import TASKS
 def main(argv: list[str]) -> int:
     """Runs the command line `argv` and returns the exit code."""
     values = flags.FlagValues()
+    define_flags(values)
+    try:
+        argv, folders = run_folders(argv)
+        settings.parse(argv, values, __doc__)
+        mode = chosen(values)
+        if values.leaderboard:
+            write_leaderboard(folders, Path(values.output))
+        else:
+            workdir = Path(values.workdir)
+            mode(values, workdir, *finished(workdir), command=shlex.join(["python", *argv]))
+    except (ValueError, OSError) as error:
+        print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def define_flags(values):
+    """Adds the flags of the program."""
     flags.DEFINE_string("workdir", "runs/compare_text", "folder of a finished comparison", flag_values=values)
     flags.DEFINE_integer(
         "length",
@@ -37,34 +66,109 @@ def main(argv: list[str]) -> int:
         1,
         flag_values=values,
     )
+    evaluation_plan.define_flags(values)
     generate.define_flags(values)
-    try:
-        settings.parse(argv, values, __doc__)
-        generate.check_flags(values)
-        workdir = Path(values.workdir)
-        config, results = finished(workdir)
-        if values.generate:
-            write_texts(values, workdir, config, results)
-            return 0
-        task, length = TASKS[config.task], values.length or settings.size(config)
-        corpus = task.load(config.data)
-        if corpus.sha256 != read_json(workdir / "data.json")["sha256"]:
-            raise settings.SettingsError(f"--workdir={workdir}: the data it was trained on have changed since")
-        variants = settings.variants(config)
-        for label, runs in results.items():
-            results[label] = [judge_again(run, variants[label], workdir, corpus, length) for run in runs]
-        if all(run["error"] is not None for runs in results.values() for run in runs):
-            raise settings.SettingsError(f"--workdir={workdir} --length={length}: no variant can be judged at it")
-    except (ValueError, OSError) as error:
-        print(f"eval.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    flags.DEFINE_boolean(
+        "leaderboard",
+        False,
+        "one table of the runs whose folders follow: --leaderboard runs/a runs/b",
+        flag_values=values,
+    )
+    flags.DEFINE_string("output", "runs", "folder that the leaderboard is written to", flag_values=values)
 
+
+def run_folders(argv):
+    """The command line without the folders that follow `--leaderboard`, and these.
+
+    >>> run_folders(["eval.py", "--leaderboard", "runs/a", "runs/b", "--output=here"])
+    (['eval.py', '--leaderboard', '--output=here'], ['runs/a', 'runs/b'])
+    """
+    if "--leaderboard" not in argv:
+        return argv, []
+    at = argv.index("--leaderboard") + 1
+    folders = list(takewhile(lambda item: not item.startswith("-"), argv[at:]))
+    return argv[:at] + argv[at + len(folders) :], folders
+
+
+def chosen(values):
+    """The function that does what the flags ask for, None for a leaderboard.
+
+    Raises:
+      SettingsError: flags that do not go together, or have no effect.
+    """
+    given = {name for name in values if values[name].present}
+    if values.leaderboard:
+        _check_effect(given - {"leaderboard", "output"}, "with --leaderboard")
+        return None
+    _check_effect(given & {"output"}, "without --leaderboard")
+    if evaluation_plan.wanted(values):
+        _check_effect(given - {"workdir", "variant", *evaluation_plan.FLAGS}, "with --tasks or --lengths")
+        return judge_lengths
+    if not values.generate:
+        _check_effect(given & {"variant"}, "without --generate, --tasks or --lengths")
+    generate.check_flags(values)
+    return write_texts if values.generate else judge_everything
+
+
+def _check_effect(names, where):
+    if names:
+        raise settings.SettingsError(f"--{min(names)}: has no effect {where}")
+
+
+def judge_everything(values, workdir, config, results, command):
+    """Judges all variants on the task they were trained on, prints the table and writes it."""
     from experiment.report import print_table
 
+    task, length = TASKS[config.task], values.length or settings.size(config)
+    corpus = task.load(config.data)
+    if corpus.sha256 != read_json(workdir / "data.json")["sha256"]:
+        raise settings.SettingsError(f"--workdir={workdir}: the data it was trained on have changed since")
+    variants = settings.variants(config)
+    for label, runs in results.items():
+        results[label] = [judge_again(run, variants[label], workdir, corpus, length) for run in runs]
+    if all(run["error"] is not None for runs in results.values() for run in runs):
+        raise settings.SettingsError(f"--workdir={workdir} --length={length}: no variant can be judged at it")
     table = comparison.compare(workdir, config, task.METRIC, task.describe(corpus, length), results)
     write_json(workdir / f"evaluation_T{length}.json", table | {"length": length})
     print_table(table)
-    return 0
+
+
+def judge_lengths(values, workdir, config, results, command):
+    """Judges variants on tasks at many lengths, prints the tables and writes them with their page."""
+    from experiment import evaluation, evaluation_page, evaluation_table
+    from experiment.answers import Answers  # with Flax and optax, which no wrong flag should wait for
+    from experiment.progress import Interrupt, Progress
+
+    for label in settings.variants(config):
+        if label not in results:
+            warn(f"{label}: not finished, left out; go on with train.py --workdir={workdir}")
+    plan = evaluation_plan.Plan(values, config, results, read_json(workdir / "data.json")["sha256"])
+    with Interrupt(), Progress(plan.count(results), "", counted="judged") as progress:
+        table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress)
+        table |= {"command": command}
+        evaluation_table.write_csv(workdir / "evaluation.csv", table)
+        evaluation_page.write_page(workdir, table)
+        write_json(workdir / "evaluation.json", table)
+    evaluation_table.print_tables(table)
+
+
+def write_leaderboard(folders, output):
+    """Writes one table of several runs as `leaderboard.html`, `.csv` and `.json`.
+
+    Args:
+      folders: of the runs; the leaderboard's own files, which `runs/*` names as well, are passed over.
+      output: folder to write to, made if missing.
+    """
+    from experiment import leaderboard
+
+    own = {f"leaderboard.{ending}" for ending in ("html", "csv", "json")}
+    folders = [Path(folder) for folder in folders if Path(folder).name not in own]
+    if not folders:
+        raise settings.SettingsError("--leaderboard: want folders of runs after it: --leaderboard runs/a runs/b")
+    table = leaderboard.collect(folders)
+    output.mkdir(parents=True, exist_ok=True)
+    leaderboard.write(output, table)
+    print(f"{output / 'leaderboard.html'}: {len(folders)} runs")
 
 
 def finished(workdir):
@@ -90,9 +194,11 @@ def finished(workdir):
 
 def judge_again(run, config, workdir, corpus, length):
     """A run's result with its quality replaced by one measured now at `length`, from its newest checkpoint."""
+    from experiment.judging import judge, scorer, trained
+
     if run["error"] is not None:
         return run
-    learner, weights = trained(run, config, workdir)
+    learner, weights = trained(run, config, workdir, warn)
     try:
         return run | judge(learner, scorer(learner, TASKS[config.task]), weights, corpus, length, config)
     except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
@@ -100,102 +206,21 @@ def judge_again(run, config, workdir, corpus, length):
         return run | {"error": str(error), "quality": None}
 
 
-def write_texts(values, workdir, config, results):
+def write_texts(values, workdir, config, results, command):
     """Prints what the first seed of each wanted variant makes of the prompt."""
+    from experiment.judging import trained
+
     if config.task != "text":
         raise settings.SettingsError(f"--generate: wants models trained on the task 'text', got {config.task!r}")
     variants = settings.variants(config)
     whole = {label: next((run for run in runs if run["error"] is None), None) for label, runs in results.items()}
     whole = {label: run for label, run in whole.items() if run}
-    generate.print_texts(values, whole, lambda label: trained(whole[label], variants[label], workdir), warn)
-
-
-def trained(run, config, workdir):
-    """The learner of a finished run, and the weights that it is judged with, from its newest checkpoint."""
-    from experiment.learner import judged, make_learner  # with Flax and optax, which no wrong flag should wait for
-
-    folder = comparison.folder(workdir, run["label"], run["seed"]) / "checkpoints"
-    learner = make_learner(config, run["seed"])
-    step, state = checkpoint.restore(folder, learner.state, warn)
-    if step != run["steps"]:
-        raise settings.SettingsError(f"{folder}: wanted the checkpoint of step {run['steps']}, found {step or 'none'}")
-    return learner, judged(state)
+    generate.print_texts(values, whole, lambda label: trained(whole[label], variants[label], workdir, warn), warn)
 
 
 def warn(line):
     """Prints a warning on stderr."""
     print(f"warning: {' '.join(line.split())}", file=sys.stderr)
-
-
-def judge(learner, score, weights, corpus, length, config):
-    """Quality of a model on all validation examples of `length`, as fields of result.json.
-
-    Args:
-      learner: whose structure the model has.
-      score: from `scorer`.
-      weights: of the model.
-      corpus: of the task.
-      length: size of the examples.
-      config: the full config of the variant.
-    """
-    task = TASKS[config.task]
-    examples, owners = task.validation(corpus, length)
-    parts = uploaded(examples, len(owners), config.train.batch_size, split_rows(weights))
-    rows, seconds = evaluate(score, weights, parts, len(owners))
-    losses, counts, amounts, sizes = (per_piece(each, owners) for each in rows)
-    quality, stderr = ratio(amounts, sizes)
-    grouped = task.groups(corpus, length) if hasattr(task, "groups") else {}
-    details = task.details(learner.model(weights), corpus, length) if hasattr(task, "details") else {}
-    return {
-        "quality": quality,
-        "stderr": stderr,
-        "loss": float(losses.sum() / counts.sum()),
-        "amounts": amounts.tolist(),
-        "sizes": sizes.tolist(),
-        "groups": groups.sums(rows[1:], owners, grouped),
-        "details": {name: float(value) for name, value in details.items()},
-        "forward_tokens": config.train.batch_size * task.tokens(length),
-        "forward_seconds": float(np.median(seconds[1:] or seconds)),  # the first call may have compiled
-    }
-
-
-def scorer(learner, task):
-    """The jitted function behind `evaluate`: (weights, examples) -> (loss, count, metric, weight) of each row."""
-    return jax.jit(lambda weights, examples: task.score(learner.model(weights), examples))
-
-
-def uploaded(examples, count, batch_size, sharding):
-    """Yields examples in parts of `batch_size` rows, on the device.
-
-    Args:
-      examples: {name: array [count, ...]} of the task.
-      count: number of rows.
-      batch_size: rows of a part; the last one is filled up with rows from the beginning, which do not count.
-      sharding: of the rows over the devices.
-    """
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, start + batch_size) % count
-        yield jax.block_until_ready(jax.device_put({name: array[rows] for name, array in examples.items()}, sharding))
-
-
-def evaluate(score, weights, parts, count):
-    """What a model gets right, or needs, for each validation row.
-
-    Args:
-      score: from `scorer`.
-      weights: of the model, see `experiment.learner.weights`.
-      parts: from `uploaded`; a list of them may be looked at again and again.
-      count: number of rows.
-
-    Returns:
-      ((losses [count], counts [count], the metric [count] or [count, K], weights likewise), seconds of each part).
-    """
-    found, seconds = [], []
-    for part in parts:
-        begin = time.perf_counter()
-        found.append(jax.device_get(score(weights, part)))
-        seconds.append(time.perf_counter() - begin)
-    return tuple(np.concatenate(rows)[:count] for rows in zip(*found, strict=True)), seconds
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from eval import evaluate, judge, scorer, trained, uploaded
 from experiment import checkpoint, comparison, groups, measure, settings
 from experiment.devices import data_mesh, split_rows
 from experiment.estimate import per_piece, ratio
@@ -107,6 +106,7 @@ def train(config, corpus, workdir, label, seed, progress, interrupt):
     """Trains one variant with one seed from where it stopped, judges it, and writes `result.json`."""
     # With Flax and optax, which no wrong flag should wait for.
     from experiment import stopping
+    from experiment.judging import judge, scorer
     from experiment.learner import judged, make_learner, make_step, weights
 
     folder, task, budget = comparison.folder(workdir, label, seed), TASKS[config.task], config.train
@@ -191,6 +191,8 @@ def glance(config, corpus, score, sharding):
 
     They are the task's development data, or a part of the judgement: at most `evaluate_examples`, evenly spread.
     """
+    from experiment.judging import evaluate, uploaded
+
     task, budget = TASKS[config.task], config.train
     examples, owners = getattr(task, "development", task.validation)(corpus, settings.size(config))
     some = np.linspace(0, len(owners) - 1, min(budget.evaluate_examples, len(owners))).round().astype(int)
@@ -207,11 +209,13 @@ def glance(config, corpus, score, sharding):
 
 def depict(config, corpus, workdir, results, progress):
     """Writes what the task has to show of a variant, if anything, by its first seed that went well."""
+    from experiment.judging import trained
+
     task, run = TASKS[config.task], next((result for result in results if result["error"] is None), None)
     if run is None or not hasattr(task, "pictures") or (workdir / run["label"] / "pictures.npz").exists():
         return
     progress.phase(f"looking at {run['label']}")
-    learner, weights = trained(run, config, workdir)
+    learner, weights = trained(run, config, workdir, progress.warn)
     try:
         arrays = task.pictures(learner.model(weights), corpus, settings.size(config))
     except (ValueError, NotImplementedError, RuntimeError, MemoryError) as error:  # no reason to lose the report

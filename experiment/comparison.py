@@ -32,7 +32,7 @@ def result(label, seed, error, program, state, metrics, quality):
       program: the compiled training step, a `measure.Program`.
       state: the learner's, at the end.
       metrics: the run's `records.Metrics`.
-      quality: from `eval.judge`; empty if there was an error.
+      quality: from `experiment.judging.judge`; empty if there was an error.
     """
     params, steps = state["params"], int(state["step"])
     best = int(state["stopping"]["best_step"]) if "stopping" in state else steps

@@ -196,7 +196,7 @@ def _attention(shown, classes):
 def _looked_at(image, attention, reach):
     """The image under its heat map, and the map in words; or the image alone."""
     if attention is None:
-        return _thin(_colored(image)), "no map, its attention weights are no shares"
+        return _thin(_colored(image)), "no map: its attention weights are no shares, or too many"
     peak = attention.max() * attention.size
     words = f"most attention {_where(attention)}, up to {peak:.1f} times an even share"
     return _thin(heat(image, attention, reach)), words
@@ -206,8 +206,8 @@ def _why(without) -> str:
     if not without:
         return ""
     return (
-        f"No heat for {', '.join(without)}: in some layer the weights of a query are below 0 or do not sum to 1. They "
-        "are no shares, and rollout has nothing to follow."
+        f"No heat for {', '.join(without)}: in some layer the weights of a query are below 0 or do not sum to 1, and "
+        "rollout has no shares to follow; or the image has too many tokens for a weight of each pair."
     )
 
 

@@ -21,16 +21,17 @@ class Progress:
       metric: what the metric is called, such as "bits per byte".
       unit: what speed is told in, {"name": "images", "tokens": tokens in one}; None = tokens.
       console: where to write; None = stderr.
+      counted: what `total` counts, where it is not steps.
     """
 
-    def __init__(self, total, metric, unit=None, console=None):
+    def __init__(self, total, metric, unit=None, console=None, counted="steps"):
         self.console = console or Console(stderr=True)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("steps{task.fields[numbers]}"),
+            TextColumn(counted + "{task.fields[numbers]}"),
             TimeRemainingColumn(),
         )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)

@@ -219,7 +219,7 @@ def variants(config):
     changes = shared.pop("variants") or {shared["model"]["attention"]["name"]: {}}
     result = {}
     for label, change in changes.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", label) or label in ("figures", "config.json"):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", label) or label in ("figures", "evaluation", "config.json"):
             raise SettingsError(f"config.variants: label {label!r} names a folder, want letters, digits and _ . + -")
         for field in change.keys() - {"model", "train"}:
             raise SettingsError(f"config.variants.{label}.{field}: a variant may only change model and train")
@@ -411,7 +411,8 @@ def _lock(workdir):
 def _remove_run(workdir, stored):
     """Removes what a run writes, and nothing else: a mistyped folder must not lose the user's files."""
     labels = list(stored["variants"]) or [stored["model"]["attention"]["name"]]
-    for name in ["figures", *labels]:
+    for name in ["figures", "evaluation", *labels]:
         shutil.rmtree(workdir / name, ignore_errors=True)
-    for name in ["comparison.json", "comparison.csv", "groups.csv", "report.html", "data.json", "config.json"]:
+    tables = [f"{name}.{ending}" for name in ("comparison", "evaluation") for ending in ("json", "csv")]
+    for name in [*tables, "groups.csv", "report.html", "evaluation.html", "data.json", "config.json"]:
         (workdir / name).unlink(missing_ok=True)

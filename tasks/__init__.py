@@ -44,6 +44,8 @@ What a task may leave out:
     details(model, corpus, length)
                             -> {name: float}: further numbers of a judged model, for "details" in comparison.json,
                             {name: {"mean", "stderr", "values"}} over seeds
+    profile(model, examples)
+                            -> as `score`, but [rows, T]: what it sums, place by place. eval.py draws it by position
     pictures(model, corpus, length)
                             -> {name: array} of a few examples for the report to show: "images" and what was answered,
                             or, for sentences, "words" text [n, T], "heads" int [n, T] (place of each word's head, -1
@@ -53,9 +55,10 @@ What a task may leave out:
 
 `model` in `score` is a decoder, `model(tokens, rng=rng) -> [B, T, vocabulary]`, an encoder,
 `model(tokens, key_mask=..., rng=rng) -> [B, classes]` or `[B, T, vocabulary]`, an encoder-decoder,
-`model(source, target, rng=rng) -> [B, T, vocabulary]`, an image model, `model(images, rng=rng) -> [B, classes]` or
-`[B, height, width, classes]`, or a graph network, `model(nodes, edges, rng=rng) -> [B, V, classes]`; training gives
-`rng`, a judgement none.
+`model(source, target, rng=rng) -> [B, T, vocabulary]`, two towers,
+`model(first, second, first_mask=..., second_mask=..., rng=rng) -> [B, classes]`, an image model,
+`model(images, rng=rng) -> [B, classes]` or `[B, height, width, classes]`, or a graph network,
+`model(nodes, edges, rng=rng) -> [B, V, classes]`; training gives `rng`, a judgement none.
 """
 
 import importlib

@@ -79,6 +79,7 @@ def describe(corpus, length):
     examples, _ = validation(corpus, length)
     return {
         "sha256": corpus.sha256,
+        "pieces": "trees",
         "validation_examples": len(examples["labels"]),
         "validation_mean_length": float(examples["sizes"].mean()),
         "baselines": baselines(corpus, length),

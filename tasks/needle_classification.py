@@ -73,6 +73,7 @@ def describe(corpus, length):
     counts = np.bincount(labels, minlength=CLASSES)
     return {
         "sha256": corpus.sha256,
+        "pieces": "rows",
         "classes": CLASSES,
         "validation_examples": len(labels),
         "held_out_share": 0.5,

@@ -96,25 +96,33 @@ def _common_repeats(data, length):
 
 def _frequent_repeats(data, length):
     """How often each rank comes, the noise first."""
-    size = length - FREQUENT
-    ranks = np.arange(2, data.vocabulary - FIRST_WORD + 2)
-    repeats = (size * ranks**-ALPHA / ZETA).astype(int)
+    repeats = _zipf(length, np.arange(2, data.vocabulary - FIRST_WORD + 2))
     repeats = repeats[repeats > 0]
-    return [size - repeats.sum(), *repeats]
+    return [length - FREQUENT - repeats.sum(), *repeats]
+
+
+def _zipf(length, ranks):
+    return ((length - FREQUENT) * ranks**-ALPHA / ZETA).astype(int)
 
 
 def _least_common(data):
     return COMMON + COMMON * SHORT_REPEATS[0] + 1  # and one word that is not common
 
 
+def _common_tokens(data):
+    """As many other words as all common ones have places: with fewer, some lengths fit no multiple of the counts."""
+    return FIRST_WORD + COMMON + COMMON * SHORT_REPEATS[0]
+
+
 def _least_frequent(data):
     """Four words with different counts, so that there is one that is not asked for and the order is sure."""
-    return next(length for length in itertools.count(FREQUENT) if _tells_apart(data, length))
+    return next(length for length in itertools.count(FREQUENT) if _tells_apart(length))
 
 
-def _tells_apart(data, length):
-    counts = _frequent_repeats(data, length)[1 : FREQUENT + 2]
-    return len(counts) == FREQUENT + 1 and len(set(counts)) == FREQUENT + 1
+def _tells_apart(length):
+    """Whether ranks 2 to 5 differ and come; it is of no matter how many words the vocabulary has."""
+    counts = set(_zipf(length, np.arange(2, FREQUENT + 3)))
+    return len(counts) == FREQUENT + 1 and 0 not in counts
 
 
 def _common_baselines(data, length):
@@ -139,6 +147,6 @@ def _frequent_baselines(data, length):
 
 
 KINDS = {
-    "cwe": Kind(draw_common, _least_common, _common_baselines, tokens=lambda data: FIRST_WORD + COMMON + 1),
+    "cwe": Kind(draw_common, _least_common, _common_baselines, tokens=_common_tokens),
     "fwe": Kind(draw_frequent, _least_frequent, _frequent_baselines, tokens=lambda data: FIRST_WORD + FREQUENT + 1),
 }

@@ -107,6 +107,7 @@ def describe(corpus, length):
     """What `data.json` keeps of a corpus: its fingerprint, classes and sizes, and baselines on pictures of `length`."""
     return {
         "sha256": corpus.sha256,
+        "pieces": "images",
         "classes": list(CLASSES),
         "side": side_of(length),
         "validation_examples": corpus.validation_examples,

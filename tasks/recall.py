@@ -98,7 +98,7 @@ def describe(corpus, length):
         mean = np.bincount(kinds, asked, minlength=len(best)) @ best / asked.sum()
         found = {"baselines": {"best guess of each kind": float(mean)}, "baselines_by_kind": by_kind}
     sizes = {"validation_examples": len(asked), "asked_tokens": int(asked.sum()), "held_out_share": 0.5}
-    return {"sha256": corpus.sha256, "kinds": list(corpus.kinds)} | sizes | found
+    return {"sha256": corpus.sha256, "pieces": "rows", "kinds": list(corpus.kinds)} | sizes | found
 
 
 def fields(corpus):

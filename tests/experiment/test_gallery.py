@@ -178,7 +178,7 @@ def test_a_variant_whose_weights_are_no_shares_has_plain_images_and_a_word_why(t
         assert plain == [name in without] * 2
     html = render(tmp_path, comparison, pictures, curves={})
     assert f"No heat for {', '.join(without)}: in some layer the weights of a query are below 0" in told(html)
-    assert html.count("no map, its attention weights are no shares") == 2 * len(without)
+    assert html.count("no map: its attention weights are no shares") == 2 * len(without)
     assert ('<div class="scale">' in html) == (len(without) == 1)
     assert (tmp_path / "figures" / "attention.png").exists()
 

@@ -18,6 +18,7 @@ from models.layers import sinusoids
 from models.link_prediction import LinkPrediction
 from models.swin import Swin
 from models.transformer import Encoder, EncoderDecoder, Transformer
+from models.two_towers import TwoTowers
 from models.vit import ViT
 
 B, T, V = 2, 13, 23
@@ -48,6 +49,7 @@ def test_models_names_it():
         "axial": AxialResNet,
         "graph_network": GraphNetwork,
         "link_prediction": LinkPrediction,
+        "two_towers": TwoTowers,
     }
     assert FIELDS.keys() == MODELS.keys()
 

@@ -10,8 +10,8 @@ from jax.experimental import sparse
 from ml_collections import ConfigDict
 
 from configs import dictionary_lookup as config_file
-from eval import scorer
 from experiment import settings
+from experiment.judging import scorer
 from experiment.learner import make_learner, make_step, weights
 from tasks import dictionary_lookup
 

@@ -1,0 +1,72 @@
+"""Five kinds of positions, trained on short texts and tested on long ones: at what length does a model stop to read?
+
+python train.py --config=configs/extrapolation.py                                      # trained at T = 64; no download
+python eval.py --workdir=runs/extrapolation --tasks=extrapolation,extrapolation_sliding --lengths=64,96,128,256,512,1024
+
+On other text, and over seeds:
+python train.py --config=configs/extrapolation.py --config.data.name=tinyshakespeare --config.data.dir=DATA_DIR \
+    --workdir=runs/extrapolation-tinyshakespeare
+python train.py --config=configs/extrapolation.py --config.seeds=3
+
+Press et al. 2022, "Train Short, Test Long", arXiv:2108.12409, at a small scale: theirs is WikiText-103 with 16 layers
+of width 1,024 and 8 heads, trained at 512 and at 1,024 words, sinusoidal positions, rope, T5's buckets and ALiBi. The
+nearest to it, on a real machine:
+python train.py --config=configs/extrapolation.py:published --config.data.dir=DATA_DIR --workdir=runs/extrapolation-512
+python eval.py --workdir=runs/extrapolation-512 --tasks=extrapolation,extrapolation_sliding \
+    --lengths=512,640,1024,1536,3584
+
+Longer windows have fewer bytes with little before them, so that bits per byte fall with the length even where a model
+makes nothing of the longer context; sliding windows tell the two apart.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import compare_text
+
+POSITIONS = ("sinusoidal", "rope", "t5", "alibi", "none")
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    """The fields of `compare_text`, changed for short windows; a flag `--config.FIELD=VALUE` changes one.
+
+    Args:
+      size: "small", or "published": the paper's model and length, on the bytes of WikiText-2.
+    """
+    if size not in ("small", "published"):
+        raise ValueError(f"size: want small or published, got {size!r}")
+    config = compare_text.get_config()
+    config.data.length = 64
+    config.data.validation_bytes = 65_536  # judged at every length, and by sliding windows four times over
+
+    config.model.depth = 4
+    config.model.num_heads = 8
+    config.model.num_kv_heads = 8
+    config.model.position = "alibi"
+
+    config.train.steps = 1000
+    config.train.batch_size = 16
+    config.train.evaluate_every = 100
+    config.train.evaluate_examples = 128
+    config.train.checkpoint_every = 500
+
+    config.scaling.lengths = (64, 128, 256, 512, 1024)
+    config.scaling.seconds = 5.0
+
+    if size == "published":
+        config.data.name = "wikitext-2"
+        config.data.length = 512
+        config.data.validation_bytes = 1_048_576
+        config.model.width = 1024
+        config.model.depth = 16
+        config.model.mlp_width = 4096
+        config.model.dtype = "bfloat16"
+        config.train.steps = 20_000
+        config.train.batch_size = 32
+        config.train.warmup_steps = 1000
+        config.train.evaluate_every = 1000
+        config.train.checkpoint_every = 1000
+
+    config.variants = ConfigDict(
+        {position: {"model": {"position": position}} for position in POSITIONS}, sort_keys=False
+    )
+    return config

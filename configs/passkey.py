@@ -1,0 +1,99 @@
+"""Passkey: five tokens hidden in repeated noise, and decoders that must tell them at the end, also of longer rows.
+
+python train.py --config=configs/passkey.py                                    # everything below; no download
+python eval.py --workdir=runs/passkey --tasks=passkey --lengths=64,128,256,512,1024,2048,4096   # how far it reaches
+python train.py --config=configs/passkey.py --config.data.name=niah_single_1 --workdir=runs/niah_single_1
+python train.py --config=configs/passkey.py --config.only=rope,window --config.seeds=3
+
+Mohtashami and Jaggi 2023, "Landmark Attention", arXiv:2305.16300, train language models of billions of parameters on
+text, and only ask for pass keys; here a small decoder learns nothing but the task. At a larger size, and trained on
+eight kinds of needles of RULER (Hsieh et al. 2024, arXiv:2404.06654) at once:
+python train.py --config=configs/passkey.py:published --workdir=runs/needles
+"""
+
+from ml_collections import ConfigDict
+
+from configs import compare_text
+
+SIZES = {  # name behind the colon -> the fields that differ
+    "small": {},
+    "published": {
+        "data.name": "passkey,niah_single_1,niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,"
+        "niah_multivalue,niah_multiquery",
+        "data.length": 4096,
+        "data.validation_examples": 2048,
+        "model.width": 512,
+        "model.depth": 8,
+        "model.num_heads": 8,
+        "model.num_kv_heads": 8,
+        "model.mlp_width": 2048,
+        "model.dtype": "bfloat16",
+        "train.steps": 50_000,
+        "train.batch_size": 32,
+        "train.warmup_steps": 1000,
+        "train.evaluate_every": 1000,
+        "train.checkpoint_every": 1000,
+        "scaling.lengths": (1024, 2048, 4096, 8192),
+    },
+}
+
+
+def get_config(size="small") -> ConfigDict:
+    """The fields of `compare_text`, changed for the task; a flag `--config.FIELD=VALUE` changes one.
+
+    Args:
+      size: one of SIZES.
+    """
+    if size not in SIZES:
+        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    config = compare_text.get_config()
+    config.task = "recall"
+    config.data = ConfigDict()
+    config.data.name = "passkey"  # or other kinds of `tasks.recall`, joined by commas
+    config.data.length = 64  # T
+    config.data.vocabulary = 256
+    config.data.num_pairs = 0  # this and the next three are of other kinds of recall
+    config.data.num_symbols = 0
+    config.data.power = 1.0
+    config.data.filler = ""
+    config.data.validation_examples = 512
+
+    config.model.width = 64
+    config.model.num_heads = 2
+    config.model.num_kv_heads = 2
+    config.model.mlp_width = 128
+    config.model.tie_embeddings = False
+
+    config.train.steps = 1500
+    config.train.batch_size = 32
+    config.train.weight_decay = 0.0
+    config.train.evaluate_every = 100
+    config.train.evaluate_examples = 128
+    config.train.checkpoint_every = 500
+
+    config.scaling.lengths = (64, 128, 256, 512)
+    config.scaling.seconds = 3.0
+
+    config.variants = ConfigDict(
+        {
+            "rope": _attention("full", position="rope"),
+            "alibi": _attention("full", position="alibi"),
+            "none": _attention("full", position="none"),
+            "window": _attention("window", position="rope", window=8),
+            "longformer": _attention(
+                "longformer", position="rope", window=8, dilation=1, num_global=4, global_projections=0
+            ),
+            "linear": _attention("linear", position="none", chunk_size=64, feature_map="elu_plus_one"),
+            "retention": _attention("retention", position="rope", chunk_size=64),
+            "gated_linear": _attention("gated_linear", position="none", chunk_size=64),
+            "delta_rule": _attention("delta_rule", position="none", chunk_size=64),
+        },
+        sort_keys=False,  # the table keeps this order
+    )
+    config.update_from_flattened_dict(SIZES[size])
+    return config
+
+
+def _attention(name, position, **settings):
+    """What a variant changes: its positions, and its kind of attention, which stands with all of its settings."""
+    return {"model": {"position": position, "attention": {"name": name, **settings}}}

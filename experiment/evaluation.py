@@ -1,0 +1,123 @@
+"""How far the context of trained models reaches: every variant of a finished run, on tasks, at growing lengths."""
+
+import datetime
+
+from experiment import comparison, settings
+from experiment.cells import MEMORY, Cells, combined, effective_length, fingerprint, judged
+from experiment.findings import metric_words
+from experiment.records import read_json
+from experiment.settings import SettingsError
+
+
+def run(plan, workdir, results, answer, progress):
+    """Judges what is not known yet, and returns what evaluation.json holds, but for the command.
+
+    Args:
+      plan: the `Plan`.
+      workdir: folder of the run.
+      results: label -> its results, one a seed.
+      answer: (name, config, result, exam, length, asked) -> (rows as `Exam.score`, seconds, device); raises ValueError
+        or NotImplementedError for what the model cannot do, and MemoryError.
+      progress: an `experiment.progress.Progress`, one step a cell.
+
+    Raises:
+      SettingsError: nothing at all could be judged, the data have changed, or a checkpoint is missing.
+    """
+    asked = {(exam.name, length): _ask(exam, length, plan) for exam in plan.exams for length in plan.lengths}
+    found = {}
+    with Cells(workdir / "evaluation") as cells:
+        for name, (label, config) in plan.variants.items():
+            for result in results[label]:
+                for exam in plan.exams:
+                    progress.phase(f"{name}, seed {result['seed']}: {exam.name}")
+                    for length in plan.lengths:
+                        key = _key(name, config, result, exam, length, asked[exam.name, length], workdir, label)
+                        cell = cells.get(key["sha256"])
+                        if cell is None:
+                            cell = key | _cell(name, config, result, exam, length, asked[exam.name, length], answer)
+                            cells.add(cell)
+                        found.setdefault((exam.name, name, length), []).append(cell)
+                        progress.skip(1)
+    everything = [cell for some in found.values() for cell in some]
+    if all(cell["mean"] is None for cell in everything):
+        raise SettingsError(f"--workdir={workdir}: nothing could be judged: {everything[0]['error']}")
+    return _table(plan, workdir, found, asked)
+
+
+def _ask(exam, length, plan):
+    """What is asked, or why it cannot be; nothing is drawn for variants that all refuse it."""
+    refusals = [exam.refusal(config) for _, config in plan.variants.values()]
+    if all(refusals):
+        return refusals[0]
+    try:
+        return exam.ask(length)
+    except SettingsError:
+        raise
+    except MemoryError as error:
+        return f"{MEMORY}: {_line(error)}"
+    except (ValueError, NotImplementedError) as error:
+        return _line(error)
+
+
+def _key(name, config, result, exam, length, asked, workdir, label):
+    """The fields of a cell that are known before it is judged; `sha256` is all that its numbers depend on."""
+    folder = comparison.folder(workdir, label, result["seed"]) / "checkpoints"
+    trained = read_json(folder / f"{result['steps']}.json") or {"sha256": result["error"]}
+    key = {"variant": name, "seed": result["seed"], "task": exam.name, "length": length}
+    depends = {"model": settings.as_json(config.model), "trained": [settings.size(config), trained["sha256"]]}
+    return key | {"sha256": fingerprint(**key, **depends, asked=getattr(asked, "sha256", asked))}
+
+
+def _cell(name, config, result, exam, length, asked, answer):
+    """What was found of one run at one length, or why nothing was."""
+    failed = {"examples": 0, "mean": None, "stderr": None, "loss": None, "groups": {}, "positions": None}
+    failed |= {"seconds": None, "device": None}
+    error = result["error"] and f"training failed: {result['error']}"
+    error = error or exam.refusal(config) or (asked if isinstance(asked, str) else None)
+    if error:
+        return failed | {"error": error}
+    try:
+        rows, seconds, device = answer(name, config, result, exam, length, asked)
+    except SettingsError:
+        raise
+    except MemoryError as error:
+        return failed | {"error": f"{MEMORY}: {_line(error)}"}
+    except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
+        return failed | {"error": _line(error)}
+    if not all(abs(each.sum(dtype=float)) < float("inf") for each in rows):
+        return failed | {"error": "the model's scores are not finite"}
+    edges = exam.edges(length) if exam.edges else None
+    found = judged(rows, asked.owners, asked.groups, edges)
+    return found | {"error": None, "seconds": seconds, "device": device}
+
+
+def _line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _table(plan, workdir, found, asked):
+    tasks = []
+    for exam in plan.exams:
+        variants = []
+        for name in plan.variants:
+            cells = [combined(found[exam.name, name, length]) for length in plan.lengths]
+            reached = effective_length(cells, plan.threshold) if exam.metric["higher_is_better"] else None
+            variants.append({"name": name, "effective_length": reached, "cells": cells})
+        drawn = [asked[exam.name, length] for length in plan.lengths]
+        known = [{} if isinstance(each, str) else each.baselines for each in drawn]
+        names = dict.fromkeys(name for each in known for name in each)
+        baselines = {name: [each.get(name) for each in known] for name in names}
+        metric = exam.metric | {"name": metric_words(exam.metric)}
+        tasks.append({"name": exam.name, "metric": metric, "baselines": baselines, "variants": variants})
+    devices = [cell["device"] for some in found.values() for cell in some if cell["device"]]
+    return {
+        "workdir": str(workdir),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": " and ".join(dict.fromkeys(devices)),
+        "versions": comparison.versions(),
+        "threshold": plan.threshold,
+        "trained_length": plan.trained,
+        "examples": plan.examples,
+        "lengths": plan.lengths,
+        "tasks": tasks,
+    }

@@ -1,0 +1,181 @@
+"""What an evaluation at many lengths is told: its flags, the variants with a field swept, the exams, the lengths."""
+
+import pkgutil
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from experiment import exams, settings
+from experiment.settings import SettingsError
+from models.config import check as check_model
+
+# Flag -> (kind, default, help), of `eval.py --tasks` and `--lengths`.
+FLAGS = {
+    "tasks": (flags.DEFINE_string, "", "what to ask at each length, comma-separated; empty = the run's own task"),
+    "lengths": (
+        flags.DEFINE_string,
+        "",
+        "T to judge at, comma-separated; empty = that of training times 1, 2, 4 and 8",
+    ),
+    "examples": (flags.DEFINE_integer, 64, "rows of each task and length"),
+    "threshold": (flags.DEFINE_float, 0.85, "what counts as solved: the effective length is the longest one above it"),
+    "sweep": (flags.DEFINE_string, "", "judge with each value of a field: model.attention.num_hashes:1,2,4,8"),
+}
+
+
+def define_flags(values):
+    """Adds the flags of an evaluation at many lengths."""
+    for name, (define, default, text) in FLAGS.items():
+        define(name, default, text, flag_values=values)
+
+
+def wanted(values):
+    """Whether the flags ask for an evaluation at many lengths.
+
+    Raises:
+      SettingsError: a flag that has no effect, because there is none.
+    """
+    if values["tasks"].present or values["lengths"].present:
+        return True
+    for name in FLAGS:
+        if values[name].present:
+            raise SettingsError(f"--{name}: has no effect without --tasks or --lengths; give one of them, or drop it")
+    return False
+
+
+class Plan:
+    """What is judged: variants, exams and lengths, read from flags.
+
+    Attributes:
+      variants: name -> (label it was trained under, config), one more for each value of a sweep.
+      exams: a list of `exams.Exam`.
+      lengths: T, ascending.
+      threshold: what counts as solved.
+
+    Args:
+      values: the parsed flags.
+      config: the run's.
+      results: label -> its results, one a seed.
+      data_sha256: fingerprint of the data that the run was trained on.
+
+    Raises:
+      SettingsError: a flag that cannot be, or that would have no effect.
+    """
+
+    def __init__(self, values, config, results, data_sha256):
+        if values.examples < 1:
+            raise SettingsError(f"--examples={values.examples}: want at least 1")
+        self.trained, self.threshold, self.examples = settings.size(config), values.threshold, values.examples
+        names = _listed("tasks", values.tasks) if values.tasks else exams.own(config)
+        self.exams = exams.find(names, config, values.examples, data_sha256)
+        if values["examples"].present and not any(exam.sampled for exam in self.exams):
+            raise SettingsError("--examples: has no effect on extrapolation, which takes all of the validation text")
+        if values["threshold"].present and not any(exam.metric["higher_is_better"] for exam in self.exams):
+            raise SettingsError("--threshold: has no effect on a metric whose smaller values are better")
+        self.lengths = _lengths(values, self.trained)
+        self.variants = sweep(values.sweep, _chosen(values.variant, settings.variants(config), results))
+
+    def count(self, results):
+        """How many cells there are."""
+        runs = sum(len(results[label]) for label, _ in self.variants.values())
+        return runs * len(self.exams) * len(self.lengths)
+
+
+def _listed(flag, text):
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        if not item or items.count(item) > 1:
+            raise SettingsError(f"--{flag}={text}: want different items, comma-separated, got {item!r}")
+    return items
+
+
+def _lengths(values, trained):
+    if not values.lengths:
+        if not trained:
+            raise SettingsError(
+                "--lengths: is empty, and the run does not say at what length it was trained; give some"
+            )
+        return [trained * times for times in (1, 2, 4, 8)]
+    items = _listed("lengths", values.lengths)
+    if bad := [item for item in items if not item.isascii() or not item.isdigit() or int(item) < 1]:
+        raise SettingsError(f"--lengths={values.lengths}: want integers of at least 1, got {bad[0]!r}")
+    return sorted(map(int, items))
+
+
+def _chosen(text, variants, results):
+    labels = _listed("variant", text) if text else list(results)
+    for label in labels:
+        if label not in results:
+            raise SettingsError(f"--variant={label}: not finished or unknown, want some of {', '.join(results)}")
+    return {label: variants[label] for label in results if label in labels}
+
+
+def sweep(text, variants):
+    """The variants that are judged: each that has the field once for each value, the others as they were trained.
+
+    Args:
+      text: the flag, "model.FIELD:VALUE,VALUE"; empty changes nothing.
+      variants: label -> config.
+
+    Returns:
+      name -> (label, config).
+
+    Raises:
+      SettingsError: no such field, a value that cannot be, or that would change the shape of a parameter.
+    """
+    if not text:
+        return {label: (label, config) for label, config in variants.items()}
+    path, _, items = text.partition(":")
+    part, *field = path.split(".")
+    if part != "model" or not field or not items:
+        raise SettingsError(f"--sweep={text}: want model.FIELD:VALUE,VALUE, such as model.attention.num_hashes:1,2,4")
+    having = [label for label, config in variants.items() if _field(config.model, field) is not None]
+    if not having:
+        raise SettingsError(f"--sweep={text}: none of {', '.join(variants)} has the field {path}")
+    found = {}
+    for label, config in variants.items():
+        if label not in having:
+            found[label] = label, config
+            continue
+        for item in _listed("sweep", items):
+            found[f"{label} {field[-1]}={item}"] = label, _changed(config, field, item, f"--sweep={text}: {label}")
+    return found
+
+
+def _field(tree, path):
+    """The value at a path of a config, None where there is no single value."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, (ConfigDict, FrozenConfigDict)) else None
+    return tree if isinstance(tree, (bool, int, float, str)) else None
+
+
+def _changed(config, path, item, what):
+    old = _field(config.model, path)
+    try:
+        value = {"True": True, "False": False}[item] if isinstance(old, bool) else type(old)(item)
+    except (ValueError, KeyError):
+        raise SettingsError(f"{what}: want {type(old).__name__} values, got {item!r}") from None
+    new = ConfigDict(config.to_dict())
+    tree = new.model
+    for name in path[:-1]:
+        tree = tree[name]
+    tree[path[-1]] = value
+    try:
+        check_model(new.model, settings.size(new) or 1024)
+    except ValueError as error:
+        raise SettingsError(f"{what}: {error}") from error
+    if _shapes(new) != _shapes(config):
+        raise SettingsError(f"{what}: {item} changes the shape of a trained parameter; train such a model instead")
+    return FrozenConfigDict(new)
+
+
+def _shapes(config):
+    """Shapes of a model's parameters; nothing is computed."""
+    import jax
+    from flax import nnx  # which no wrong flag should wait for
+
+    from models import MODELS
+
+    build = pkgutil.resolve_name(MODELS[config.model.name])
+    model = nnx.eval_shape(lambda: build(config.model, length=settings.size(config), rngs=nnx.Rngs(0)))
+    return [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree.leaves_with_path(nnx.state(model))]

@@ -1,0 +1,393 @@
+"""Evaluation at many lengths: cells on disk, numbers over seeds, sweeps, refusals; models here are functions."""
+
+import io
+import json
+import math
+import types
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict
+from rich.console import Console
+
+from configs.compare_text import get_config
+from experiment import evaluation, evaluation_plan, evaluation_table, exams, settings
+from experiment.cells import Cells, combined, effective_length, fingerprint, judged
+from experiment.records import write_json
+from experiment.settings import SettingsError
+
+LENGTHS = [4, 8, 16]
+
+
+def asked(length):
+    """Six rows, two of them with no depth; longer than 8 is refused."""
+    if length > 8:
+        raise ValueError(f"no rows of\n{length}")
+    groups = {"depth": (["low", "high", "never"], np.array([0, 1, 0, 1, -1, -1]))}
+    return exams.Asked(
+        {"tokens": np.zeros((6, length), int)}, np.arange(6), groups, {"chance": 1 / length}, str(length)
+    )
+
+
+@pytest.fixture
+def plan():
+    """Two variants, the second one refused by an exam."""
+    config = FrozenConfigDict({"task": "text", "data": {"length": 4}, "model": {"name": "transformer"}})
+    other = FrozenConfigDict({"task": "text", "data": {"length": 4}, "model": {"name": "encoder"}})
+    exam = exams.Exam(
+        "find",
+        {"name": "validation accuracy", "higher_is_better": True},
+        asked,
+        score=None,
+        tokens=None,
+        refusal=lambda variant: "" if variant.model.name == "transformer" else "an encoder cannot",
+    )
+    variants = {"one": ("one", config), "two": ("two", other)}
+    return types.SimpleNamespace(variants=variants, exams=[exam], lengths=LENGTHS, threshold=0.6, trained=4, examples=6)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two seeds of each variant."""
+    for label in ("one", "two"):
+        for seed in (0, 1):
+            folder = tmp_path / label / f"seed{seed}" / "checkpoints"
+            folder.mkdir(parents=True)
+            write_json(folder / "7.json", {"sha256": f"{label}{seed}"})
+    return {
+        label: [{"label": label, "seed": seed, "steps": 7, "error": None} for seed in (0, 1)]
+        for label in ("one", "two")
+    }
+
+
+class Answer:
+    """Seed 0 gets the first `right` rows right, seed 1 one more; every call is counted."""
+
+    def __init__(self, right=3, error=None):
+        self.calls, self.right, self.error = [], right, error
+
+    def __call__(self, name, config, run, exam, length, asked):
+        self.calls.append((name, run["seed"], length))
+        if self.error:
+            raise self.error
+        ones = np.ones(6, np.float32)
+        right = (np.arange(6) < self.right + run["seed"]).astype(np.float32)
+        return (2 * ones, ones, right, ones), 0.5, "a device"
+
+
+class Bar:
+    """Stands for the progress bar."""
+
+    def __init__(self):
+        self.cells = 0
+
+    def phase(self, title):
+        pass
+
+    def skip(self, count):
+        self.cells += count
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "evaluation" / "cells.jsonl").read_text().splitlines()]
+
+
+class TestRun:
+    def test_numbers_are_over_seeds_and_failures_are_stated(self, plan, results, tmp_path):
+        bar = Bar()
+        table = evaluation.run(plan, tmp_path, results, Answer(), bar)
+        (task,) = table["tasks"]
+        one, two = task["variants"]
+        assert task["name"] == "find" and task["metric"] == {"name": "accuracy", "higher_is_better": True}
+        assert task["baselines"] == {"chance": [1 / 4, 1 / 8, None]} and table["device"] == "a device"
+        first = one["cells"][0]
+        assert first["values"] == [3 / 6, 4 / 6] and first["mean"] == pytest.approx(7 / 12)
+        assert first["stderr"] == pytest.approx(np.std([3 / 6, 4 / 6], ddof=1) / math.sqrt(2))
+        assert first["stderr_over"] == "seeds" and first["error"] is None and first["seconds"] == 0.5
+        assert [cell["mean"] for cell in first["groups"]["depth"]] == [1.0, pytest.approx(0.75), None]
+        assert [cell["size"] for cell in first["groups"]["depth"]] == [2, 2, 0]
+        assert one["effective_length"] is None and first["positions"] is None
+        assert one["cells"][2]["mean"] is None and one["cells"][2]["error"] == "no rows of 16"
+        assert [cell["error"] for cell in two["cells"]] == ["an encoder cannot"] * 3
+        assert bar.cells == 12
+
+    def test_one_seed_has_the_spread_over_examples(self, plan, results, tmp_path):
+        results = {"one": results["one"][:1]}
+        del plan.variants["two"]
+        table = evaluation.run(plan, tmp_path, results, Answer(right=4), Bar())
+        cell = table["tasks"][0]["variants"][0]["cells"][1]
+        assert cell["stderr_over"] == "examples" and cell["values"] == [4 / 6]
+        assert cell["stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0, 0], ddof=1) / math.sqrt(6))
+        assert table["tasks"][0]["variants"][0]["effective_length"] == 8
+
+    def test_what_was_judged_is_not_judged_again(self, plan, results, tmp_path):
+        first, second = Answer(), Answer()
+        before = evaluation.run(plan, tmp_path, results, first, Bar())
+        stored = lines(tmp_path)
+        after = evaluation.run(plan, tmp_path, results, second, Bar())
+        assert len(first.calls) == 4 and second.calls == [] and lines(tmp_path) == stored and len(stored) == 12
+        assert after | {"date": None} == before | {"date": None}
+
+    def test_a_line_that_a_kill_cut_short_is_judged_again(self, plan, results, tmp_path):
+        evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        path = tmp_path / "evaluation" / "cells.jsonl"
+        whole = path.read_bytes().splitlines(keepends=True)
+        for cut in (b"".join(whole)[:-1], b"".join(whole[:2]) + whole[2][:30], whole[0][:1], b""):
+            path.write_bytes(cut)
+            again = Answer()
+            evaluation.run(plan, tmp_path, results, again, Bar())
+            judged_before = sum(json.loads(line)["mean"] is not None for line in whole[: cut.count(b"\n")])
+            assert len(again.calls) == 4 - judged_before and path.read_bytes() == b"".join(whole)
+
+    def test_other_settings_are_other_cells(self, plan, results, tmp_path):
+        evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        write_json(tmp_path / "one" / "seed1" / "checkpoints" / "7.json", {"sha256": "trained anew"})
+        retrained = Answer()
+        evaluation.run(plan, tmp_path, results, retrained, Bar())
+        assert retrained.calls == [("one", 1, 4), ("one", 1, 8)]
+        other = plan.exams[0]._replace(ask=lambda length: asked(length)._replace(sha256="more examples"))
+        plan.exams, more = [other], Answer()
+        evaluation.run(plan, tmp_path, results, more, Bar())
+        assert len(more.calls) == 4
+
+    def test_memory_is_tried_again_and_a_refusal_is_not(self, plan, results, tmp_path):
+        with pytest.raises(SettingsError, match="nothing could be judged: out of memory: 9 GB"):
+            evaluation.run(plan, tmp_path, results, Answer(error=MemoryError("9 GB")), Bar())
+        with pytest.raises(SettingsError, match="nothing could be judged: T is too long"):
+            evaluation.run(plan, tmp_path, results, Answer(error=ValueError("T is\ntoo long")), Bar())
+        again = Answer()
+        with pytest.raises(SettingsError):
+            evaluation.run(plan, tmp_path, results, again, Bar())
+        assert again.calls == []
+
+    def test_a_diverged_seed_is_stated_beside_the_others(self, plan, results, tmp_path):
+        results["one"][1]["error"] = "loss became nan"
+        table = evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        cell = table["tasks"][0]["variants"][0]["cells"][0]
+        assert cell["values"] == [0.5] and cell["error"] == "training failed: loss became nan"
+
+    def test_scores_that_are_no_numbers_are_an_error(self, plan, results, tmp_path):
+        def answer(*_):
+            return (np.full(6, np.nan), np.ones(6), np.ones(6), np.ones(6)), 0.5, "a device"
+
+        with pytest.raises(SettingsError, match="scores are not finite"):
+            evaluation.run(plan, tmp_path, results, answer, Bar())
+
+    def test_an_error_of_the_code_is_no_cell(self, plan, results, tmp_path):
+        with pytest.raises(ZeroDivisionError):
+            evaluation.run(plan, tmp_path, results, Answer(error=ZeroDivisionError()), Bar())
+
+
+class TestCells:
+    def test_two_processes_do_not_write_at_once(self, tmp_path):
+        with Cells(tmp_path), pytest.raises(SettingsError, match="another process"):
+            Cells(tmp_path)
+        Cells(tmp_path).file.close()
+
+    def test_a_fingerprint_knows_every_setting(self):
+        assert fingerprint(length=1, task="a") != fingerprint(length=2, task="a")
+
+    def test_stretches_of_places_have_their_own_error_bar_and_sum_to_the_whole(self):
+        rng = np.random.default_rng(0)
+        bits, sizes = rng.random((5, 3)), np.ones((5, 3))
+        sizes[:, 2] = 0
+        cell = judged((bits, np.ones((5, 3)), bits * sizes, sizes), np.arange(5), {}, [0, 1, 2, 4])
+        assert cell["positions"]["edges"] == [0, 1, 2, 4] and cell["positions"]["sizes"] == [5.0, 5.0, 0.0]
+        np.testing.assert_allclose(cell["positions"]["mean"][:2], bits.mean(0)[:2])
+        np.testing.assert_allclose(cell["positions"]["stderr"][:2], bits.std(0, ddof=1)[:2] / math.sqrt(5))
+        assert cell["positions"]["mean"][2] is None
+        assert cell["mean"] == pytest.approx(bits[:, :2].mean()) and cell["loss"] == pytest.approx(bits.mean())
+
+    def test_positions_over_seeds(self):
+        rows = [np.full((4, 2), value) for value in (1.0, 3.0)]
+        ones = np.ones((4, 2))
+        cells = [judged((each, ones, each, ones), np.arange(4), {}, [0, 1, 2]) for each in rows]
+        found = combined([cell | {"length": 2, "error": None, "seconds": 1.0} for cell in cells])
+        assert found["positions"] == {"edges": [0, 1, 2], "mean": [2.0, 2.0], "stderr": [1.0, 1.0]}
+
+    def test_a_metric_of_several_columns_is_the_mean_of_their_ratios(self):
+        amounts = np.array([[1.0, 0.0], [1.0, 2.0]])
+        cell = judged((np.ones(2), np.ones(2), amounts, np.array([[2.0, 1.0], [2.0, 3.0]])), np.arange(2), {}, None)
+        assert cell["mean"] == pytest.approx((2 / 4 + 2 / 4) / 2) and cell["positions"] is None
+
+    @pytest.mark.parametrize(
+        "means, wanted", [([0.9, 0.9, 0.9], 16), ([0.9, 0.5, 0.9], 4), ([0.5, 0.9, 0.9], None), ([0.85, None, 0.9], 4)]
+    )
+    def test_effective_length_stops_at_the_first_failure(self, means, wanted):
+        cells = [{"length": length, "mean": mean} for length, mean in zip(LENGTHS, means, strict=True)]
+        assert effective_length(cells[::-1], 0.85) == wanted
+
+
+def variants(**changes):
+    config = get_config()
+    config.data.length = 16
+    config.model.update(width=8, depth=1, num_heads=2, num_kv_heads=2, mlp_width=8)
+    return {label: settings.variants(config)[label] for label in ("full", "window", "lsh")}
+
+
+class TestSweep:
+    def test_each_value_is_a_variant_and_the_others_stay(self):
+        found = evaluation_plan.sweep("model.attention.num_hashes:1,4", variants())
+        assert list(found) == ["full", "window", "lsh num_hashes=1", "lsh num_hashes=4"]
+        assert found["lsh num_hashes=4"][0] == "lsh" and found["lsh num_hashes=4"][1].model.attention.num_hashes == 4
+        assert found["full"][1] == variants()["full"]
+
+    def test_a_field_that_all_have_reaches_all(self):
+        found = evaluation_plan.sweep("model.rope_base:10000,50000.5", variants())
+        assert len(found) == 6 and found["full rope_base=50000.5"][1].model.rope_base == 50000.5
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("model.attention.rounds:1", "none of full, window, lsh has the field model.attention.rounds"),
+            ("model.attention.num_hashes", "want model.FIELD:VALUE,VALUE"),
+            ("train.steps:1,2", "want model.FIELD:VALUE,VALUE"),
+            ("model.attention:1", "has the field"),
+            ("model.attention.num_hashes:two", "want int values, got 'two'"),
+            ("model.attention.num_hashes:1,1", "want different items"),
+            ("model.attention.num_hashes:0", "num_hashes"),
+            ("model.tie_embeddings:maybe", "want bool values"),
+            ("model.width:16", "16 changes the shape of a trained parameter"),
+            ("model.tie_embeddings:False", "changes the shape"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_in_one_line(self, text, message):
+        with pytest.raises(SettingsError, match=message) as caught:
+            evaluation_plan.sweep(text, variants())
+        assert "\n" not in str(caught.value)
+
+
+def parsed(*line):
+    values = flags.FlagValues()
+    evaluation_plan.define_flags(values)
+    flags.DEFINE_string("variant", "", "", flag_values=values)
+    values(["eval.py", *line])
+    return values
+
+
+def recall_config(**data):
+    config = get_config()
+    config.task = "recall"
+    config.data = ConfigDict(
+        {"name": "mqar", "length": 32, "vocabulary": 64, "num_pairs": 5, "num_symbols": 0, "power": 1.0}
+        | {"filler": "random", "validation_examples": 4}
+        | data
+    )
+    return config
+
+
+class TestPlan:
+    def plan(self, config, *line):
+        results = {label: [{"seed": 0}, {"seed": 1}] for label in ("full", "lsh")}
+        return evaluation_plan.Plan(parsed(*line), config, results, "sha")
+
+    def test_defaults_are_the_own_task_at_one_to_eight_times_its_length(self):
+        plan = self.plan(get_config(), "--lengths=")
+        assert [exam.name for exam in plan.exams] == ["extrapolation"] and plan.lengths == [512, 1024, 2048, 4096]
+        assert [exam.name for exam in self.plan(recall_config(name="mqar, passkey")).exams] == ["mqar", "passkey"]
+        plan = self.plan(recall_config(name="mqar,passkey"), "--tasks=extrapolation,induction,mqar")
+        assert plan.lengths == [32, 64, 128, 256] and list(plan.variants) == ["full", "lsh"]
+        assert [exam.name for exam in plan.exams] == ["extrapolation", "induction", "mqar"]
+        assert plan.count({"full": [1, 2], "lsh": [1]}) == 3 * 3 * 4
+
+    @pytest.mark.parametrize(
+        "line, message",
+        [
+            (["--tasks=mqra"], "--tasks=mqra: unknown for this run, want some of .*extrapolation.*mqar"),
+            (["--tasks=text"], "unknown for this run"),
+            (["--tasks=mqar,,passkey"], "want different items"),
+            (["--lengths=64,many"], "want integers of at least 1, got 'many'"),
+            (["--lengths=0"], "want integers of at least 1"),
+            (["--lengths=-5"], "want integers of at least 1"),
+            (["--lengths=64,64"], "want different items"),
+            (["--lengths=64", "--examples=0"], "want at least 1"),
+            (["--lengths=64", "--examples=5"], "--examples: has no effect on extrapolation"),
+            (["--lengths=64", "--threshold=0.5"], "--threshold: has no effect"),
+            (["--lengths=64", "--variant=window"], "--variant=window: not finished or unknown"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, line, message):
+        with pytest.raises(SettingsError, match=message):
+            self.plan(get_config(), *line)
+
+    def test_flags_without_effect_are_refused(self):
+        assert not evaluation_plan.wanted(parsed())
+        assert evaluation_plan.wanted(parsed("--tasks=mqar")) and evaluation_plan.wanted(parsed("--lengths=3"))
+        for line in ("--threshold=0.5", "--examples=3", "--sweep=model.width:3"):
+            with pytest.raises(SettingsError, match="has no effect without --tasks or --lengths"):
+                evaluation_plan.wanted(parsed(line))
+
+
+class TestExams:
+    def test_recall_takes_the_settings_of_the_run_where_it_has_any(self):
+        data = exams.recall_data("mqar", recall_config(), 48, 9)
+        assert (data.num_pairs, data.power, data.filler) == (5, 1.0, "random")
+        assert (data.name, data.length, data.vocabulary, data.validation_examples) == ("mqar", 48, 64, 9)
+        copying = exams.recall_data("copying", recall_config(), 48, 9)
+        assert (copying.num_pairs, copying.power, copying.filler) == (0, 1.0, "")
+        assert copying.num_symbols == exams.TYPICAL["num_symbols"]
+        assert exams.recall_data("mqar", get_config(), 48, 9).vocabulary == 256
+
+    def test_recall_of_any_length_with_as_many_examples_as_wanted(self):
+        (exam,) = exams.find(["mqar"], recall_config(), 9, "")
+        found = {length: exam.ask(length) for length in (32, 48)}
+        assert found[48].examples["tokens"].shape == (9, 48) and len(found[32].owners) == 9
+        assert found[32].sha256 != found[48].sha256 and exam.ask(32).sha256 == found[32].sha256
+        assert all(0 < value <= 1 for value in found[32].baselines.values())
+
+    def test_who_cannot_be_asked(self):
+        config = recall_config()
+        (mqar, text) = exams.find(["mqar", "extrapolation"], config, 9, "")
+        assert mqar.refusal(config) == "" and "of models of the task 'text', not 'recall'" in text.refusal(config)
+        config.model.vocab_size = 63
+        assert mqar.refusal(config) == "model.vocab_size=63: mqar wants 64 tokens"
+        config.model.name = "encoder"
+        assert "token by token" in mqar.refusal(config)
+
+    def test_own_task_gives_rows_spread_over_all_of_them(self):
+        from configs.compare_rewriting import get_config as rewriting
+        from tasks import TASKS
+
+        config = rewriting()
+        corpus = TASKS["rewriting"].load(config.data)
+        (exam,) = exams.find(["rewriting"], config, 5, corpus.sha256)
+        rows, _ = TASKS["rewriting"].validation(corpus, 13)
+        some = exam.ask(13).examples
+        picked = np.linspace(0, len(rows["source"]) - 1, 5).round().astype(int)
+        np.testing.assert_array_equal(some["source"], rows["source"][picked])
+        (changed,) = exams.find(["rewriting"], config, 5, "other data")
+        with pytest.raises(SettingsError, match="data it was trained on have changed"):
+            changed.ask(13)
+
+
+def table():
+    cell = {"stderr": 0.1, "stderr_over": "examples", "values": [0.5], "error": None}
+    failed = cell | {"mean": None, "stderr": None, "values": []}
+    cells = [cell | {"length": 64, "mean": 0.9}]
+    cells += [failed | {"length": length, "error": f"{length} is too [long]"} for length in (128, 256)]
+    cells.append(failed | {"length": 512, "error": "no room"})
+    metric = {"name": "accuracy", "higher_is_better": True}
+    variants = [{"name": "full [x]", "effective_length": 64, "cells": cells}]
+    task = {"name": "mqar", "metric": metric, "baselines": {"chance": [0.25, 0.125, None, None]}, "variants": variants}
+    return {"tasks": [task], "lengths": [64, 128, 256, 512], "trained_length": 128, "threshold": 0.85}
+
+
+def test_terminal_shows_numbers_baselines_and_what_failed():
+    output = io.StringIO()
+    evaluation_table.print_tables(table(), Console(file=output, width=100))
+    text = output.getvalue()
+    assert "mqar · accuracy, higher is better" in text and "trained" in text and "effective" in text
+    assert "full [x]" in text and "0.900" in text and "chance baseline" in text and "0.125" in text
+    assert "full [x] at 128, 256: 128 is too [long]" in text and "full [x] at 512: no room" in text
+
+
+def test_csv_has_a_row_for_each_cell(tmp_path):
+    evaluation_table.write_csv(tmp_path / "evaluation.csv", table())
+    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
+        "task,variant,length,mean,stderr,stderr_over,seeds,error",
+        "mqar,full [x],64,0.9,0.1,examples,1,",
+        "mqar,full [x],128,,,examples,0,128 is too [long]",
+        "mqar,full [x],256,,,examples,0,256 is too [long]",
+        "mqar,full [x],512,,,examples,0,no room",
+    ]
