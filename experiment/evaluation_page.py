@@ -1,0 +1,286 @@
+"""evaluation.html: how far the context of each variant reaches, as one self-contained page and figures as files."""
+
+import base64
+import io
+import re
+from html import escape
+from pathlib import Path
+from string import Template
+
+from experiment import evaluation_figures as figures
+from experiment import look
+from experiment.evaluation_findings import at_length, findings, footnotes
+from experiment.findings import listed, number, with_error
+from experiment.report_charts import figure_html, section
+from experiment.report_table import marked, swatch
+from experiment.table import standing
+
+# What the page of a comparison has no need of.
+_STYLE = (
+    "<style>h3 { margin: 34px 0 10px; font-size: 17px; } "
+    ".lengths td small { margin: 0; text-align: right; white-space: nowrap; } "
+    ".notes { margin: 10px 2px 0; padding-left: 1.6em; color: var(--muted); font-size: 13.5px; } "
+    ".notes li { overflow-wrap: anywhere; } sup { line-height: 0; } "
+    "a { color: var(--accent); } .findings dd { white-space: pre-line; }</style>"
+)
+_MARKS = {"best": "best", "tie": "tie", "weak": "bad"}
+
+
+def write_page(workdir: Path, evaluation: dict) -> Path:
+    """Writes `figures/evaluation_*.png` and `evaluation.html` and returns the page's path.
+
+    The page needs no network: figures stand in it as SVG, style and script are its own.
+
+    Args:
+      workdir: folder of the run; exists.
+      evaluation: the content of evaluation.json.
+
+    Returns:
+      `workdir / "evaluation.html"`.
+    """
+    folder = Path(workdir) / "figures"
+    folder.mkdir(exist_ok=True)
+    title = f"How far {Path(evaluation['workdir']).name} reaches"
+    sections = [_task_section(evaluation, task, folder) for task in evaluation["tasks"]]
+    body = [_STYLE, _lead(evaluation, title), _overview(evaluation), *sections, _method_section(evaluation)]
+    page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
+    footer = escape(f"Made by Attention Atlas on {evaluation.get('date') or 'an unknown date'}.")
+    path = Path(workdir) / "evaluation.html"
+    path.write_text(page.substitute(title=escape(title), body="\n".join(body), footer=footer), "utf-8")
+    return path
+
+
+def _lead(evaluation, title):
+    lengths, trained = evaluation["lengths"], evaluation.get("trained_length")
+    tasks, count = evaluation["tasks"], max(len(task["variants"]) for task in evaluation["tasks"])
+    what = f"{count} {'variant' if count == 1 else 'variants'}, " + (
+        f"{lengths[0]:,} to {lengths[-1]:,} tokens" if len(lengths) > 1 else f"{lengths[0]:,} tokens"
+    )
+    what += f", trained at {trained:,}. " if trained else ". "
+    what += f"Asked: {listed(task['name'] for task in tasks)}. Measured on {evaluation['device'] or 'no device'}."
+    top = f'<p class="kicker">Long contexts</p><h1>{escape(title)}</h1>'
+    return f'<header>{top}<p class="what">{escape(what)}</p></header>'
+
+
+def _overview(evaluation):
+    """The effective lengths of all tasks side by side; nothing where there are fewer than two."""
+    tasks = [task for task in evaluation["tasks"] if task["metric"]["higher_is_better"]]
+    if len(tasks) < 2:
+        return ""
+    labels = list(dict.fromkeys(variant["name"] for task in tasks for variant in task["variants"]))
+    head = "".join(f'<th scope="col"><a href="#{_slug(t["name"])}">{escape(t["name"])}</a></th>' for t in tasks)
+    rows = ""
+    for label in labels:
+        found = [next((v for v in task["variants"] if v["name"] == label), None) for task in tasks]
+        cells = "".join(f"<td>{_effective(evaluation, v) if v else '–'}</td>" for v in found)
+        rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
+    table = (
+        f'<div class="table plain" tabindex="0" role="region" aria-label="Effective lengths"><table><thead><tr>'
+        f'<th scope="col">variant</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+    return section("overview", "Effective lengths", _effective_hint(evaluation), table)
+
+
+def _effective_hint(evaluation):
+    return (
+        f"The longest length asked such that it and every shorter one reach {evaluation['threshold']:g}. "
+        "≥ says that it is the longest of all asked, none that the shortest one fails."
+    )
+
+
+def _effective(evaluation, variant):
+    reached = variant["effective_length"]
+    if reached is None:
+        return "none"
+    return f"{'≥ ' if reached == evaluation['lengths'][-1] else ''}{reached:,}"
+
+
+def _task_section(evaluation, task, folder):
+    name = _slug(task["name"])
+    better = "higher" if task["metric"]["higher_is_better"] else "lower"
+    told = "".join(
+        f'<dt>{topic}</dt><dd class="{"warn" if topic in ("Baselines", "Not judged") else "plain"}">{escape(text)}</dd>'
+        for topic, text in findings(evaluation, task)
+    )
+    groups = dict.fromkeys(g for v in task["variants"] for cell in v["cells"] for g in cell.get("groups") or {})
+    body = [
+        f'<dl class="findings">{told}</dl>',
+        _table(evaluation, task),
+        _length_chart(evaluation, task, name, folder),
+        *(_heat_maps(task, group, name, folder) for group in groups),
+        _position_charts(evaluation, task, name, folder),
+    ]
+    return section(name, escape(task["name"]), f"{escape(task['metric']['name'])}; {better} is better.", "".join(body))
+
+
+def _table(evaluation, task):
+    lengths, higher = evaluation["lengths"], task["metric"]["higher_is_better"]
+    notes = footnotes(task)
+    signs = {place: at for at, (_, where) in enumerate(notes, start=1) for place in where}
+    marks = [standing(at_length(task, i)) for i in range(len(lengths))]
+    head = [("variant", "")] + [(f"{n:,}", "trained" if n == evaluation.get("trained_length") else "") for n in lengths]
+    head += [("effective length", f"at {evaluation['threshold']:g}")] if higher else []
+    top = "".join(
+        f'<th scope="col"><button type="button"><span>{text}</span> <small>{small}</small></button></th>'
+        for text, small in head
+    )
+    rows = ""
+    for variant in task["variants"]:
+        label = variant["name"]
+        cells = "".join(
+            _cell(cell, marks[i][label], signs.get((label, cell["length"]))) for i, cell in enumerate(variant["cells"])
+        )
+        if higher:
+            cells += f'<td data-value="{variant["effective_length"] or 0}">{_effective(evaluation, variant)}</td>'
+        head = f'<th scope="row" data-value="{escape(label)}">{swatch(task, variant)}{escape(label)}</th>'
+        rows += f"<tr>{head}{cells}</tr>"
+    lines = "".join(
+        f'<tr><th scope="row">{escape(name)} <small>baseline</small></th>'
+        + "".join(f"<td>{'–' if value is None else f'{value:.3f}'}</td>" for value in values)
+        + ("<td></td>" if higher else "") + "</tr>"
+        for name, values in task["baselines"].items()
+    )  # fmt: skip
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason, _ in notes)
+    words = f"{escape(task['name'])} over length"
+    return (
+        f'<h3>Over length</h3><div class="table lengths" tabindex="0" role="region" aria-label="{words}"><table>'
+        f'<thead><tr>{top}</tr></thead><tbody>{rows}</tbody><tbody class="baselines">{lines}</tbody>'
+        f'</table></div><p class="key">{_key(task, marks)}</p>' + (reasons and f'<ol class="notes">{reasons}</ol>')
+    )
+
+
+def _key(task, marks):
+    states = {state for found in marks for state in found.values()}
+    over = {
+        f"{cell['stderr_over']}"
+        for variant in task["variants"] for cell in variant["cells"] if number(cell, "stderr") is not None
+    }  # fmt: skip
+    key = f"± one standard error, over {listed(sorted(over))}" if over else "no error bars: one seed, one example"
+    if "best" in states:
+        key += ' &ensp; <span class="best">best</span> at its length'
+    if "tie" in states:
+        key += ' &ensp; <span class="tie">not resolved</span> from the best: within two standard errors'
+    if "weak" in states:
+        key += ' &ensp; <span class="bad">no better</span> than the strongest baseline'
+    return key
+
+
+def _cell(cell, state, note):
+    sign = f"<sup>{note}</sup>" if note else ""
+    if number(cell, "mean") is None:
+        return f'<td data-value="">–{sign}</td>'
+    error = number(cell, "stderr")
+    small = "" if error is None else f"<small>± {error:.3f}</small>"
+    mean = marked(f"{cell['mean']:.3f}", _MARKS.get(state, ""))
+    return f'<td data-value="{cell["mean"]}">{mean}{sign}{small}</td>'
+
+
+def _length_chart(evaluation, task, name, folder):
+    figure = figures.by_length(evaluation, task)
+    if figure is None:
+        return ""
+    svg = _drawn(figure, folder, f"evaluation_{name}_length")
+    told = "; ".join(f"{v['name']}: {_told(v['cells'])}" for v in task["variants"])
+    caption = "Bars are one standard error; the length axis is logarithmic."
+    chart = figure_html(svg, f"{task['metric']['name']} over length. {told}.", caption)
+    return f'<h3>The same as a chart</h3><div class="solo">{chart}</div>'
+
+
+def _told(cells):
+    texts = ("not judged" if number(c, "mean") is None else with_error({"quality": c}) for c in cells)
+    return ", ".join(f"{text} at {cell['length']:,}" for text, cell in zip(texts, cells, strict=True))
+
+
+def _heat_maps(task, group, name, folder):
+    places = figures.group_labels(task, group)
+    if not places:
+        return ""
+    file = f"evaluation_{name}_{_slug(group)}"
+    look.save_png(figures.heat_maps(task, group), folder / f"{file}.png")
+    panels = ""
+    for i, variant in enumerate(task["variants"]):
+        svg = look.to_svg(figures.heat_map(task, i, group, places), f"{file}_{i}")
+        rows = figures.heat_grid(variant["cells"], group, places)
+        told = "; ".join(
+            f"{label}: {_row_words(row, variant['cells'])}" for label, row in zip(places, rows, strict=True)
+        )
+        words = f"{variant['name']}, {task['metric']['name']} by {group} and length. {told}."
+        panels += figure_html(svg, words, swatch(task, variant) + f"<b>{escape(variant['name'])}</b>")
+    low, high = figures.heat_range(task, group)
+    ends = (low, high) if task["metric"]["higher_is_better"] else (high, low)
+    scale = (
+        f'<div class="scale"><img src="{_scale_image()}" alt="Colour scale: the lighter, the better.">'
+        f"<span>{ends[0]:.3g}</span><span>{sum(ends) / 2:.3g}</span><span>{ends[1]:.3g}</span></div>"
+    )
+    hint = f"{escape(task['metric']['name'])} by length, along, and {escape(group)}, down, all on one scale."
+    return f'<h3>By length and {escape(group)}</h3><p class="hint">{hint}</p><div class="panels">{panels}</div>{scale}'
+
+
+def _row_words(row, cells):
+    texts = (found if isinstance(found, str) else f"{found:.2f}" for found in row)
+    return ", ".join(f"{text} at {cell['length']:,}" for text, cell in zip(texts, cells, strict=True))
+
+
+def _scale_image():
+    """The colour scale from worst to best, as a data URL."""
+    import numpy as np
+    from matplotlib import colormaps, image
+
+    out = io.BytesIO()
+    image.imsave(out, colormaps[figures.SCALE](np.linspace(0, 1, 64))[None], format="png")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _position_charts(evaluation, task, name, folder):
+    everything = figures.by_position_all(evaluation, task)
+    if everything is None:
+        return ""
+    look.save_png(everything, folder / f"evaluation_{name}_positions.png")
+    panels = ""
+    for i, length in enumerate(evaluation["lengths"]):
+        figure = figures.by_position(evaluation, task, length)
+        if figure is not None:
+            told = [(v["name"], v["cells"][i].get("positions")) for v in task["variants"]]
+            words = "; ".join(f"{label}: {_place_words(places)}" for label, places in told if places)
+            svg = look.to_svg(figure, f"evaluation_{name}_positions_{length}")
+            panels += figure_html(svg, f"By position at T = {length:,}. {words}.", f"<b>T = {length:,}</b>")
+    key = "".join(
+        f"<li>{look.key_svg(i)}<span>{escape(variant['name'])}</span></li>"
+        for i, variant in enumerate(task["variants"])
+    )
+    hint = "Each position knows only what stands before it. Bands are one standard error, the positions on a log axis."
+    if evaluation.get("trained_length"):
+        hint += f" The upright line is the length of training, {evaluation['trained_length']:,}."
+    return (
+        f'<h3>By position</h3><p class="hint">{hint}</p><div class="panels">{panels}</div><ul class="lines">{key}</ul>'
+    )
+
+
+def _place_words(places):
+    stretches = zip(places["edges"], places["edges"][1:], places["mean"], strict=False)
+    return ", ".join(f"{mean:.2f} at {a + 1} to {b}" for a, b, mean in stretches if mean is not None)
+
+
+def _drawn(figure, folder, name):
+    look.save_png(figure, folder / f"{name}.png")
+    return look.to_svg(figure, name)
+
+
+def _method_section(evaluation):
+    versions = ", ".join(f"{name} {version}" for name, version in (evaluation.get("versions") or {}).items())
+    facts = {
+        "Command": f"<code>{escape(str(evaluation.get('command') or 'not recorded'))}</code>",
+        "Date": escape(str(evaluation.get("date") or "not recorded")),
+        "Device": escape(str(evaluation["device"] or "none")),
+        "Versions": escape(versions) or "not recorded",
+        "Examples": f"At most {evaluation['examples']:,} of each task and length; extrapolation takes the whole text.",
+        "Effective length": _effective_hint(evaluation),
+        "Error bars": "One standard error: over seeds where several were judged, else over examples. Two results count "
+        "as resolved when they differ by more than two standard errors, the two errors taken as independent.",
+    }
+    told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
+    return section("method", "How this was measured", "", f'<dl class="facts">{told}</dl>')
+
+
+def _slug(text):
+    return re.sub(r"\W+", "_", text.lower()).strip("_") or "unnamed"
