@@ -164,6 +164,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(workdir):
     assert [cell | {"seconds": 0} for cell in resumed] == [cell | {"seconds": 0} for cell in anew]
 
 
+@pytest.mark.slow
 def test_a_part_holds_no_more_tokens_than_a_training_batch(workdir, monkeypatch):
     shapes, original = set(), answers.uploaded
 
