@@ -12,6 +12,15 @@ attention or with 1, 2 or 4 rounds, judged with 1, 2, 4 or 8. The paper's full a
 that it can be judged with hashing; "full" here does not, and is the bar alone. "window" sees too little by its
 construction. "published" has the paper's length, symbols, width, heads and steps; learning rate, batch and chunk length
 are not in the paper.
+
+Measured by the second command and by eval.py with --examples=256 on 2026-11-29, AMD EPYC, one core of two, 8 minutes of
+training for 15 runs; accuracy of the copied symbols, three seeds. Trained: full 1.000, lsh_4 1.000, lsh_2 0.999, lsh_1
+0.984 +- 0.003, window 0.016; one of the row's symbols 0.031. Judged with other numbers of rounds:
+    rounds    1      2      4      8
+    lsh_1   0.984  1.000  1.000  1.000
+    lsh_2   0.971  0.999  1.000  1.000
+    lsh_4   0.885  0.992  1.000  1.000
+It rises with the rounds, as in the paper, and who was trained with many needs many.
 """
 
 from ml_collections import ConfigDict
