@@ -17,6 +17,19 @@ python eval.py --workdir=runs/extrapolation-512 --tasks=extrapolation,extrapolat
 
 Longer windows have fewer bytes with little before them, so that bits per byte fall with the length even where a model
 makes nothing of the longer context; sliding windows tell the two apart.
+
+Measured by the first command with --config.seeds=3, then the second, on 2026-11-29, AMD EPYC, one core each on a busy
+machine, 25 minutes of training (16 of CPU time) and 14 of evaluation; bits per byte, three seeds:
+    windows of        64             128            256            512            1,024
+    alibi        1.921 +- 0.002 1.872 +- 0.003 1.850 +- 0.002 1.846 +- 0.002 1.842 +- 0.002
+    t5           1.875 +- 0.003 2.159 +- 0.008 3.000 +- 0.033 3.807 +- 0.065 4.340 +- 0.101
+    rope         1.913 +- 0.005 2.026 +- 0.007 3.191 +- 0.014 3.991 +- 0.010 4.474 +- 0.041
+    sinusoidal   1.972 +- 0.001 3.430 +- 0.022 4.317 +- 0.028 4.794 +- 0.023 5.036 +- 0.030
+    none         2.313 +- 0.006 2.516 +- 0.013 3.089 +- 0.024 3.661 +- 0.027 4.044 +- 0.032
+At four times the length of training ALiBi < T5 < RoPE < sinusoidal, as published, each step above four standard errors;
+up to 1.5 times RoPE still gains (1.894 at 96) and sinusoidal is lost (2.891). By sliding windows ALiBi goes from 1.822
+to 1.841: nothing of its gain is left, which was the early bytes of each window, but it does not break either. T5 is the
+best at the length of training.
 """
 
 from ml_collections import ConfigDict
