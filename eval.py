@@ -139,10 +139,10 @@ def judge_lengths(values, workdir, config, results, command):
     from experiment.answers import Answers  # with Flax and optax, which no wrong flag should wait for
     from experiment.progress import Interrupt, Progress
 
-    for label in settings.variants(config):
-        if label not in results:
-            warn(f"{label}: not finished, left out; go on with train.py --workdir={workdir}")
     plan = evaluation_plan.Plan(values, config, results, read_json(workdir / "data.json")["sha256"])
+    left = [label for label in settings.variants(config) if label not in results]
+    if left and not values.variant:
+        warn(f"{', '.join(left)}: not finished, left out; the train.py command of this run goes on with them")
     with Interrupt(), Progress(plan.count(results), "", counted="judged") as progress:
         table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress)
         table |= {"command": command}
@@ -187,7 +187,7 @@ def finished(workdir):
     results = comparison.results(workdir, config)
     if not results:
         raise settings.SettingsError(
-            f"--workdir={workdir}: no variant is finished; go on with train.py --workdir={workdir}"
+            f"--workdir={workdir}: no variant is finished; give the train.py command of this run again"
         )
     return config, results
 

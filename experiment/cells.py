@@ -38,7 +38,13 @@ class Cells:
             raise SettingsError(f"{self.path}: another process writes there; wait for it or stop it") from None
         content = self.path.read_bytes()
         self.file.truncate(content.rfind(b"\n") + 1)
-        self.known = {cell["sha256"]: cell for cell in read_rows(self.path)}
+        try:
+            self.known = {cell["sha256"]: cell for cell in read_rows(self.path)}
+        except (ValueError, TypeError, KeyError):
+            self.file.close()
+            raise SettingsError(
+                f"{self.path}: holds lines that are no cells; remove it to have all judged again"
+            ) from None
         self.known = {key: cell for key, cell in self.known.items() if not (cell["error"] or "").startswith(MEMORY)}
 
     def get(self, key):
@@ -139,6 +145,10 @@ def combined(found):
 
 def effective_length(cells, threshold):
     """The longest length such that it and every shorter one reach the threshold, None if the shortest does not.
+
+    Args:
+      cells: of the lengths that the task has.
+      threshold: what counts as solved.
 
     >>> effective_length([{"length": 2, "mean": 0.9}, {"length": 4, "mean": 0.8}, {"length": 8, "mean": 1.0}], 0.85)
     2

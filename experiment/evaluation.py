@@ -98,12 +98,12 @@ def _line(error):
 def _table(plan, workdir, found, asked):
     tasks = []
     for exam in plan.exams:
-        variants = []
+        variants, drawn = [], [asked[exam.name, length] for length in plan.lengths]
         for name in plan.variants:
             cells = [combined(found[exam.name, name, length]) for length in plan.lengths]
-            reached = effective_length(cells, plan.threshold) if exam.metric["higher_is_better"] else None
+            there = [cell for cell, each in zip(cells, drawn, strict=True) if not isinstance(each, str)]
+            reached = effective_length(there, plan.threshold) if exam.metric["higher_is_better"] else None
             variants.append({"name": name, "effective_length": reached, "cells": cells})
-        drawn = [asked[exam.name, length] for length in plan.lengths]
         known = [{} if isinstance(each, str) else each.baselines for each in drawn]
         names = dict.fromkeys(name for each in known for name in each)
         baselines = {name: [each.get(name) for each in known] for name in names}

@@ -83,7 +83,7 @@ def _overview(evaluation):
 
 def _effective_hint(evaluation):
     return (
-        f"The longest length asked such that it and every shorter one reach {evaluation['threshold']:g}. "
+        f"The longest length such that it and every shorter one that the task has reach {evaluation['threshold']:g}. "
         "≥ says that it is the longest of all asked, none that the shortest one fails."
     )
 

@@ -65,6 +65,8 @@ class Plan:
     def __init__(self, values, config, results, data_sha256):
         if values.examples < 1:
             raise SettingsError(f"--examples={values.examples}: want at least 1")
+        if not 0 <= values.threshold <= 1:
+            raise SettingsError(f"--threshold={values.threshold:g}: want 0 to 1")
         self.trained, self.threshold, self.examples = settings.size(config), values.threshold, values.examples
         names = _listed("tasks", values.tasks) if values.tasks else exams.own(config)
         self.exams = exams.find(names, config, values.examples, data_sha256)
@@ -99,7 +101,7 @@ def _lengths(values, trained):
     items = _listed("lengths", values.lengths)
     if bad := [item for item in items if not item.isascii() or not item.isdigit() or int(item) < 1]:
         raise SettingsError(f"--lengths={values.lengths}: want integers of at least 1, got {bad[0]!r}")
-    return sorted(map(int, items))
+    return sorted(map(int, _listed("lengths", ",".join(str(int(item)) for item in items))))
 
 
 def _chosen(text, variants, results):

@@ -91,7 +91,7 @@ def _exam(name, config, examples, corpus):
     if name in TASKS["recall"].KINDS:
         return _recall_exam(name, config, examples)
     known = [] if config.task in ("recall", "text") else [config.task]
-    known += [*TEXT_EXAMS, *TASKS["recall"].KINDS]
+    known += [*(TEXT_EXAMS if config.task == "text" else ()), *TASKS["recall"].KINDS]
     raise settings.SettingsError(f"--tasks={name}: unknown for this run, want some of {', '.join(known)}")
 
 
@@ -155,7 +155,7 @@ def _recall_exam(name, config, examples):
     def refusal(variant):
         wanted = _vocabulary(config)
         if variant.model.name not in task.MODELS:
-            return f"{name} is asked token by token, of a {' or '.join(task.MODELS)}, not of a {variant.model.name}"
+            return f"{name} is asked token by token, of a {' or '.join(task.MODELS)}; this is {variant.model.name!r}"
         if variant.model.vocab_size < wanted:
             return f"model.vocab_size={variant.model.vocab_size}: {name} wants {wanted} tokens"
         return ""

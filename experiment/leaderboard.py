@@ -22,24 +22,24 @@ def collect(folders) -> dict:
       folders: of runs of `train.py`.
 
     Returns:
-      {"tables": [{"task", "metric", "unit", "data_sha256", "baselines": [{"name", "run", "value"}], "rows"}],
-      "unfinished": [{"run", "missing"}]}. Rows, best first, are {"run", "variant", "quality", "standing", "parameters",
-      "train_tokens_per_second", "forward_tokens_per_second", "peak_memory_bytes", "beats_baselines" (of its own run),
-      "length", "steps", "device",
-      "effective_length": {task: {"length", "threshold", "longest"}}, "error"}. Runs share a table if they share task,
-      data and metric. `standing` is "best", "not told apart" (within one standard error of the difference from the
-      best, the two errors taken as independent), "no error bar" (which tells nothing), or "".
+      {"tables": [{"task", "name" (of the data), "metric", "unit", "data_sha256", "baselines": [{"name", "run",
+      "value"}], "rows"}], "unfinished": [{"run", "missing"}]}. Rows, best first, are {"run", "variant", "quality",
+      "standing", "parameters", "train_tokens_per_second", "forward_tokens_per_second", "peak_memory_bytes",
+      "beats_baselines" (of its own run), "length", "steps", "device", "effective_length": {task: {"length",
+      "threshold", "longest"}}, "error"}. Runs share a table if they share task, data and metric. `standing` is "best",
+      "not told apart" (within one standard error of the difference from the best, the two errors taken as
+      independent), "no error bar" (which tells nothing), or "".
 
     Raises:
       ValueError: a folder without a run, or one given twice.
     """
     tables, unfinished = {}, []
     for folder, run in _named(folders).items():
-        config = settings.from_json(_read(folder / "config.json"))
+        config = settings.from_json(read_json(folder / "config.json"))
         if not isinstance(config, dict) or "variants" not in config:
             raise ValueError(f"{folder}: want the folder of a run of train.py, found none there")
         config = ConfigDict(config)
-        table, data = _read(folder / "comparison.json"), _read(folder / "data.json")
+        table, data = read_json(folder / "comparison.json"), read_json(folder / "data.json")
         missing = _missing(folder, config, table)
         if missing:
             unfinished.append({"run": run, "missing": missing})
@@ -52,6 +52,7 @@ def collect(folders) -> dict:
         unit = unit["name"] if unit.get("tokens") == 1 else "tokens"  # speed is told in what all runs share
         new = {
             "task": table["task"],
+            "name": config.data.name,
             "metric": metric,
             "unit": unit,
             "data_sha256": sha256,
@@ -87,13 +88,6 @@ def _named(folders):
     return {f: f.resolve().name if names[f.resolve().name] == 1 else str(f) for f in folders}
 
 
-def _read(path):
-    try:
-        return read_json(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
-
-
 def _missing(folder, config, table):
     """What a run lacks, as a list of words; empty where it is finished."""
     labels, seeds = list(settings.variants(config)), settings.seeds(config)
@@ -114,7 +108,7 @@ def _missing(folder, config, table):
 
 
 def _rows(folder, run, config, table):
-    reached = _effective(_read(folder / "evaluation.json"))
+    reached = _effective(read_json(folder / "evaluation.json"))
     shared = {"run": run, "length": settings.size(config), "device": table["device"]}
     rows = []
     for variant in table["variants"]:

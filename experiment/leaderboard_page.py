@@ -39,9 +39,14 @@ def _lead(table):
     runs = dict.fromkeys(row["run"] for group in table["tables"] for row in group["rows"])
     count, tasks = len(runs), len(table["tables"])
     what = f"{count} {'run' if count == 1 else 'runs'} on {tasks} {'task' if tasks == 1 else 'tasks'}."
-    told = "".join(f"<dt>{escape(group['task'])}</dt><dd>{escape(_words(group))}</dd>" for group in table["tables"])
+    told = "".join(f"<dt>{escape(_title(group))}</dt><dd>{escape(_words(group))}</dd>" for group in table["tables"])
     top = '<p class="kicker">Attention comparison</p><h1>Leaderboard</h1>'
     return f'<header>{top}<p class="what">{escape(what)}</p></header>\n<dl class="findings">{told}</dl>'
+
+
+def _title(group):
+    """The task, with the name of its data where that says more."""
+    return group["task"] if group["name"] == group["task"] else f"{group['task']}: {group['name']}"
 
 
 def _words(group):
@@ -73,11 +78,11 @@ def _section(i, group):
     if any(row["effective_length"] for row in group["rows"]):
         key += f"<br>{_EFFECTIVE}"
     body = (
-        f'<div class="table" tabindex="0" role="region" aria-label="{escape(group["task"])}"><table>'
+        f'<div class="table" tabindex="0" role="region" aria-label="{escape(_title(group))}"><table>'
         f'<thead><tr>{top}</tr></thead><tbody>{rows}</tbody><tbody class="baselines">{lines}</tbody></table></div>'
         f'<p class="key">{key}</p>'
     )
-    return section(f"table_{i}", escape(group["task"]), _HINT, body)
+    return section(f"table_{i}", escape(_title(group)), _HINT, body)
 
 
 def _columns(group):

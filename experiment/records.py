@@ -9,8 +9,17 @@ import numpy as np
 
 
 def read_json(path):
-    """The content of a JSON file, None if there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """The content of a JSON file, None if there is none.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
 
 
 def write_json(path, content):

@@ -121,6 +121,13 @@ class TestRun:
         assert cell["stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0, 0], ddof=1) / math.sqrt(6))
         assert table["tasks"][0]["variants"][0]["effective_length"] == 8
 
+    def test_a_length_that_the_task_lacks_does_not_count_against_a_variant(self, plan, results, tmp_path):
+        plan.exams = [plan.exams[0]._replace(ask=lambda length: asked(length) if length > 4 else asked(99))]
+        table = evaluation.run(plan, tmp_path, results, Answer(right=5), Bar())
+        one, two = table["tasks"][0]["variants"]
+        assert one["cells"][0]["error"] == "no rows of 99" and one["cells"][1]["mean"] == pytest.approx(11 / 12)
+        assert one["effective_length"] == 8 and two["effective_length"] is None
+
     def test_what_was_judged_is_not_judged_again(self, plan, results, tmp_path):
         first, second = Answer(), Answer()
         before = evaluation.run(plan, tmp_path, results, first, Bar())
@@ -184,6 +191,12 @@ class TestCells:
         with Cells(tmp_path), pytest.raises(SettingsError, match="another process"):
             Cells(tmp_path)
         Cells(tmp_path).file.close()
+
+    @pytest.mark.parametrize("line", [b"{", b"[]", b"5", b"{}", b"\xff"])
+    def test_lines_that_are_no_cells_are_told_in_one_line(self, tmp_path, line):
+        (tmp_path / "cells.jsonl").write_bytes(line + b"\n")
+        with pytest.raises(SettingsError, match="cells.jsonl: holds lines that are no cells; remove it"):
+            Cells(tmp_path)
 
     def test_a_fingerprint_knows_every_setting(self):
         assert fingerprint(length=1, task="a") != fingerprint(length=2, task="a")
@@ -304,6 +317,9 @@ class TestPlan:
             (["--lengths=64", "--examples=0"], "want at least 1"),
             (["--lengths=64", "--examples=5"], "--examples: has no effect on extrapolation"),
             (["--lengths=64", "--threshold=0.5"], "--threshold: has no effect"),
+            (["--lengths=064,64"], "--lengths=64,64: want different items, comma-separated, got '64'"),
+            (["--lengths=64", "--threshold=nan"], "--threshold=nan: want 0 to 1"),
+            (["--lengths=64", "--threshold=7"], "--threshold=7: want 0 to 1"),
             (["--lengths=64", "--variant=window"], "--variant=window: not finished or unknown"),
         ],
     )

@@ -14,7 +14,13 @@ ACCURACY = {"name": "validation accuracy", "higher_is_better": True}
 def config(labels, seeds=1, length=64):
     model = {"name": "transformer", "attention": {"name": "full"}, "width": 8}
     variants = {label: {"model": {"width": 8}} for label in labels}
-    shared = {"task": "recall", "seed": 0, "seeds": seeds, "data": {"length": length}, "train": {"steps": 5}}
+    shared = {
+        "task": "recall",
+        "seed": 0,
+        "seeds": seeds,
+        "data": {"name": "mqar", "length": length},
+        "train": {"steps": 5},
+    }
     return shared | {"model": model, "variants": variants}
 
 
