@@ -9,6 +9,10 @@ Two layers of a window of 16 tokens see the first 32 of 256: a share of 0.122 of
 Longformer (Beltagy et al. 2020, arXiv:2004.05150) adds one global token, "cls" itself. Its authors' base model has
 width 768, 12 heads and windows of 256 tokens on either side at T = 4096, as ":published" has, with two layers of their
 twelve.
+
+Measured with --config.seeds=3 --config.only=full,window,local,longformer on 2026-11-29, AMD EPYC, one core of a busy
+machine; accuracy, three seeds: full 1.000, longformer 1.000, window 0.110 +- 0.003 (any class 0.100), local 0.160 +-
+0.024 (its two blocks of 16 and their neighbours). A window alone cannot, a window and one token that sees all can.
 """
 
 from ml_collections import ConfigDict
