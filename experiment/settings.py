@@ -289,9 +289,10 @@ def claim(workdir, config, fingerprint, overwrite):
     if stored is not None:
         changes = difference(stored, config) + difference(known or fingerprint, fingerprint, "data")
         if changes:
+            more = f"; {len(changes) - 5} more" if len(changes) > 5 else ""
             raise SettingsError(
-                f"--workdir={workdir} holds a run with other settings ({'; '.join(changes)}); "
-                "give --overwrite to start anew or another --workdir"
+                f"--workdir={workdir} holds a run with other settings ({'; '.join(changes[:5])}{more}); give "
+                "--overwrite to start anew, another --workdir, or the --config of that run"
             )
     if stored != config or known is None:
         write_json(workdir / "config.json", config)

@@ -312,6 +312,14 @@ class TestClaim:
         with pytest.raises(settings.SettingsError, match=r"\(config.data.length: 512 -> 64; config.seed: 0 -> 3\)"):
             self.claim(tmp_path / "run", changed(data__length=64, seed=3))
 
+    def test_of_many_differences_five_are_told_and_the_rest_counted(self, tmp_path):
+        self.claim(tmp_path / "run")
+        with pytest.raises(
+            settings.SettingsError, match=r"; \d+ more\); give --overwrite .* --config of that run"
+        ) as found:
+            self.claim(tmp_path / "run", compare_classification.get_config())
+        assert str(found.value).count(" -> ") == 5
+
     def test_a_number_without_end_is_stored_and_read_as_one(self, tmp_path):
         for _ in range(2):
             self.claim(tmp_path / "run", changed(train__clip_norm=float("inf")))
