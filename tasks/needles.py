@@ -8,6 +8,9 @@ token for a word or a number and several for a UUID. Of its thirteen tasks two, 
 The alphabet of V tokens: three marks, then in equal parts keys, values, and what the noise is made of, so that keys and
 values stand in needles alone. Needles are a mark, key and value; at the end come a mark, the keys that are asked for,
 a mark, and the values, of which a decoder is told those before (teacher forcing).
+
+As published, `vt` has one chain and `niah_multivalue` one key: who copies all variables, or all values, in the order in
+which they stand in the row gets everything right, and needs neither to follow a chain nor to look at a key.
 """
 
 from functools import partial
@@ -224,20 +227,29 @@ def _least(setting, data):
 def _baselines(setting, data, length):
     """Guessing any value, or any of the value tokens in the row, of which one is the right one and others may equal it.
 
-    A row with one value of one token has no second baseline: it would be the whole task.
+    Where several are asked for, those told already can be left out of the guess. A row with one value of one token has
+    none of these baselines: they would be the whole task.
     """
     first_key, first_value, _ = alphabet(data.vocabulary)
     total, count = first_value - first_key, setting.needles(length) * setting.value_tokens
     found = {"any value": 1 / total}
     if count > 1:
         equal = 0 if setting.keys * setting.values > 1 else 1 / total
-        found["one of the row's values"] = 1 / count + (1 - 1 / count) * equal
+        hit = [1 / left + (1 - 1 / left) * equal for left in range(count, 0, -1)]  # of so many that are left
+        answers = setting.queries * setting.values * setting.value_tokens
+        found["one of the row's values"] = hit[0]
+        if answers > 1:
+            found["one of the row's values not yet told"] = sum(hit[:answers]) / answers
     return found
 
 
 def _tracking_baselines(data, length):
     first_key, first_value, _ = alphabet(data.vocabulary)
-    return {"any variable": 1 / (first_value - first_key), "one of the row's variables": 1 / (HOPS + 1)}
+    return {
+        "any variable": 1 / (first_value - first_key),
+        "one of the row's variables": 1 / (HOPS + 1),
+        "one of the row's variables not yet told": sum(1 / left for left in range(1, HOPS + 2)) / (HOPS + 1),
+    }
 
 
 def _smallest(different_tokens):

@@ -149,13 +149,22 @@ def test_guessing_gets_what_the_baselines_say(name):
     asked = rows.targets >= 0
     guesses = {next(iter(found)): rng.integers(first, last, rows.targets.shape)}
     if len(found) > 1:
-        one = []
+        one, fresh, answers = [], [], asked[0].sum()
         for tokens, targets in zip(rows.tokens, rows.targets, strict=True):
             question = len(tokens) - 1 - tokens[::-1].tolist().index(1)
             shown = tokens[:question]
             shown = shown[(shown >= first) & (shown < last)]
-            one.append(rng.choice(np.unique(shown) if name == "vt" else shown, len(targets)))
-        guesses["one of the row's variables" if name == "vt" else "one of the row's values"] = np.stack(one)
+            shown = np.unique(shown) if name == "vt" else shown
+            one.append(rng.choice(shown, len(targets)))
+            fresh.append(np.full(len(targets), -1))
+            left = shown.tolist()
+            for place in np.flatnonzero(targets >= 0):
+                fresh[-1][place] = rng.choice(left)
+                left.remove(targets[place])
+        what = "variables" if name == "vt" else "values"
+        guesses[f"one of the row's {what}"] = np.stack(one)
+        if answers > 1:
+            guesses[f"one of the row's {what} not yet told"] = np.stack(fresh)
     assert guesses.keys() == found.keys()
     for what, guess in guesses.items():
         right = (guess == rows.targets)[asked].reshape(4000, -1).mean(1)
