@@ -19,6 +19,7 @@ lsh 0.525, linformer 0.307; naive Bayes on bytes 0.504, majority 0.166. At this 
 from ml_collections import ConfigDict
 
 from configs import compare_text
+from configs.parts import attention
 
 
 def get_config() -> ConfigDict:
@@ -47,25 +48,20 @@ def get_config() -> ConfigDict:
 
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=32),
-            "local": _attention("local", window=32, neighbours=1),
-            "longformer": _attention("longformer", window=32, dilation=1, num_global=8, global_projections=0),
-            "sparse_transformer": _attention(
+            "full": attention("full"),
+            "window": attention("window", window=32),
+            "local": attention("local", window=32, neighbours=1),
+            "longformer": attention("longformer", window=32, dilation=1, num_global=8, global_projections=0),
+            "sparse_transformer": attention(
                 "sparse_transformer", pattern="strided", stride=16, summary=0, heads="merged", summary_per_head=0
             ),
-            "bigbird": _attention("bigbird", block_size=16, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "efficient": _attention("efficient"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "linformer": _attention("linformer", rank=64, sharing="headwise"),
+            "bigbird": attention("bigbird", block_size=16, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "lsh": attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "efficient": attention("efficient"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": attention("linformer", rank=64, sharing="headwise"),
         },
         sort_keys=False,  # the table keeps this order
     )
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

@@ -24,6 +24,7 @@ trains nothing, 0.949.
 from ml_collections import ConfigDict
 
 from configs import cora_gat
+from configs.parts import attention
 
 
 def get_config() -> ConfigDict:
@@ -34,17 +35,13 @@ def get_config() -> ConfigDict:
     one = {"num_heads": (1, 1), "head_dim": (64,), "attention_dropout": 0.0}  # 64 features, as 8 heads of 8
     config.variants = ConfigDict(
         {
-            "gat": _attention("gat"),
-            "gatv2": _attention("gatv2", share_weights=1),
-            "dot_product": _attention("dot_product", share_weights=1),
-            "constant": _attention("constant"),  # all neighbours alike
+            "gat": attention("gat"),
+            "gatv2": attention("gatv2", share_weights=1),
+            "dot_product": attention("dot_product", share_weights=1),
+            "constant": attention("constant"),  # all neighbours alike
             "mean": {"model": one | {"attention": {"name": "constant"}}},  # that with one head, as GCN has
             "gcn": {"model": one | {"attention": {"name": "gcn"}}},  # the mean of unlike weights: by degrees
         },
         sort_keys=False,  # the table keeps this order
     )
     return config
-
-
-def _attention(name, **settings):
-    return {"model": {"attention": {"name": name, **settings}}}

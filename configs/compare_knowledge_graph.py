@@ -29,6 +29,8 @@ Again the neighbours are worth 0.1, and the mean of them is as good as attending
 
 from ml_collections import ConfigDict
 
+from configs.parts import check_name
+
 DATA_SETS = {  # name of the data -> the fields that differ
     "kinship": {},
     "wn18rr": {  # 40,943 entities, 173,670 edges: one layer and a small width, for two cores
@@ -46,8 +48,7 @@ DATA_SETS = {  # name of the data -> the fields that differ
 
 def get_config(data_set="kinship") -> ConfigDict:
     """The defaults of every field for one of DATA_SETS; a flag `--config.FIELD=VALUE` changes one."""
-    if data_set not in DATA_SETS:
-        raise ValueError(f"{data_set!r} behind the colon: want one of {', '.join(DATA_SETS)}, or no colon")
+    check_name(data_set, DATA_SETS)
     config = ConfigDict()
     config.task = "knowledge_graph"
     config.seed = 0  # first seed: initial weights, order of the questions, dropout

@@ -14,6 +14,8 @@ longformer 2.794, bigbird 2.897, full 2.983, lsh 2.999, retention 3.096, delta_r
 
 from ml_collections import ConfigDict
 
+from configs.parts import attention
+
 
 def get_config() -> ConfigDict:
     """The defaults of every field; a flag `--config.FIELD=VALUE` changes one."""
@@ -87,26 +89,21 @@ def get_config() -> ConfigDict:
 
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=64),
-            "local": _attention("local", window=64, neighbours=1),
-            "longformer": _attention("longformer", window=64, dilation=1, num_global=8, global_projections=0),
-            "sparse_transformer": _attention(
+            "full": attention("full"),
+            "window": attention("window", window=64),
+            "local": attention("local", window=64, neighbours=1),
+            "longformer": attention("longformer", window=64, dilation=1, num_global=8, global_projections=0),
+            "sparse_transformer": attention(
                 "sparse_transformer", pattern="strided", stride=32, summary=0, heads="merged", summary_per_head=0
             ),
-            "bigbird": _attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "retention": _attention("retention", chunk_size=64),
-            "gated_linear": _attention("gated_linear", chunk_size=64),
-            "delta_rule": _attention("delta_rule", chunk_size=64),
+            "bigbird": attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "lsh": attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "retention": attention("retention", chunk_size=64),
+            "gated_linear": attention("gated_linear", chunk_size=64),
+            "delta_rule": attention("delta_rule", chunk_size=64),
         },
         sort_keys=False,  # the table keeps this order
     )
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

@@ -21,6 +21,7 @@ swin_no_bias 0.8346 +- 0.0017.
 
 from ml_collections import ConfigDict
 
+from configs.parts import check_name
 from models.vision_config import PUBLISHED, SIZES, preset
 
 # What `compare_vision.py:NAME` changes for a data set: larger images, more of them, so a longer budget.
@@ -47,8 +48,7 @@ def get_config(data_set: str = "digits") -> ConfigDict:
     Args:
       data_set: what stands behind the colon of `--config=FILE:NAME`, one of DATA_SETS.
     """
-    if data_set not in DATA_SETS:
-        raise ValueError(f"{data_set!r} behind the colon: want one of {', '.join(DATA_SETS)}, or no colon")
+    check_name(data_set, DATA_SETS)
     config = ConfigDict()
     config.task = "images"
     config.seed = 0  # first seed: initial weights, data order, dropout

@@ -26,6 +26,7 @@ It rises with the rounds, as in the paper, and who was trained with many needs m
 from ml_collections import ConfigDict
 
 from configs import compare_text
+from configs.parts import attention, check_name
 
 SIZES = {  # behind the colon -> the fields that differ
     "small": {},
@@ -55,8 +56,7 @@ SIZES = {  # behind the colon -> the fields that differ
 
 def get_config(size="small") -> ConfigDict:
     """The fields of `compare_text`, changed for duplication; `size` is one of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_text.get_config()
     config.task = "recall"
 
@@ -89,8 +89,8 @@ def get_config(size="small") -> ConfigDict:
 
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=32),
+            "full": attention("full"),
+            "window": attention("window", window=32),
             "lsh_1": _lsh(1),
             "lsh_2": _lsh(2),
             "lsh_4": _lsh(4),
@@ -103,9 +103,4 @@ def get_config(size="small") -> ConfigDict:
 
 def _lsh(num_hashes):
     settings = {"bucket_size": 8, "num_buckets": 0, "correct_duplicates": 0, "seed": 0}
-    return _attention("lsh", num_hashes=num_hashes, **settings)
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}
+    return attention("lsh", num_hashes=num_hashes, **settings)

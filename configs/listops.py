@@ -17,6 +17,7 @@ tokens, whose answers are nearly uniform: one level gives a third of them, where
 from ml_collections import ConfigDict
 
 from configs import compare_classification
+from configs.parts import attention, check_name
 
 SIZES = {  # name behind the colon -> the fields that differ
     "small": {},
@@ -64,8 +65,7 @@ def get_config(size: str = "small") -> ConfigDict:
     Args:
       size: what stands behind the colon of `--config=FILE:NAME`, one of SIZES.
     """
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_classification.get_config()
     config.task = "listops"
     config.data = ConfigDict()
@@ -94,24 +94,19 @@ def get_config(size: str = "small") -> ConfigDict:
     strided = {"pattern": "strided", "stride": 7, "summary": 0, "heads": "merged", "summary_per_head": 0}
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=4),
-            "local": _attention("local", window=4, neighbours=1),
-            "longformer": _attention("longformer", window=4, dilation=1, num_global=1, global_projections=0),
-            "bigbird": _attention("bigbird", block_size=4, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "sparse_transformer": _attention("sparse_transformer", **strided),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=8, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "efficient": _attention("efficient"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "linformer": _attention("linformer", rank=16, sharing="headwise"),
+            "full": attention("full"),
+            "window": attention("window", window=4),
+            "local": attention("local", window=4, neighbours=1),
+            "longformer": attention("longformer", window=4, dilation=1, num_global=1, global_projections=0),
+            "bigbird": attention("bigbird", block_size=4, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "sparse_transformer": attention("sparse_transformer", **strided),
+            "lsh": attention("lsh", num_hashes=2, bucket_size=8, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "efficient": attention("efficient"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": attention("linformer", rank=16, sharing="headwise"),
         },
         sort_keys=False,  # the table keeps this order
     )
     config.update_from_flattened_dict(SIZES[size])
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

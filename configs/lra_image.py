@@ -19,6 +19,7 @@ Measured with --config.only=strided,fixed --config.seeds=3 on 2026-11-29, AMD EP
 from ml_collections import ConfigDict
 
 from configs import compare_classification
+from configs.parts import attention, check_name
 
 SIZES = {  # name behind the colon -> (the fields that differ, pixels of a line)
     "small": ({}, 8),
@@ -52,8 +53,7 @@ def get_config(size: str = "small") -> ConfigDict:
     Args:
       size: what stands behind the colon of `--config=FILE:NAME`, one of SIZES.
     """
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     changes, line = SIZES[size]
     config = compare_classification.get_config()
     config.task = "pixels"
@@ -81,25 +81,20 @@ def get_config(size: str = "small") -> ConfigDict:
     strided = {"pattern": "strided", "stride": line, "summary": 0, "heads": "merged", "summary_per_head": 0}
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=line),  # a line before and a line behind
-            "local": _attention("local", window=line, neighbours=1),
-            "longformer": _attention("longformer", window=line, dilation=1, num_global=4, global_projections=0),
-            "bigbird": _attention("bigbird", block_size=line, num_random_blocks=1, num_global_blocks=1, seed=0),
-            "strided": _attention("sparse_transformer", **strided),  # two lines, and the pixels of the column
-            "fixed": _attention("sparse_transformer", **strided | {"pattern": "fixed", "summary": 1}),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=2 * line, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "efficient": _attention("efficient"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "linformer": _attention("linformer", rank=2 * line, sharing="headwise"),
+            "full": attention("full"),
+            "window": attention("window", window=line),  # a line before and a line behind
+            "local": attention("local", window=line, neighbours=1),
+            "longformer": attention("longformer", window=line, dilation=1, num_global=4, global_projections=0),
+            "bigbird": attention("bigbird", block_size=line, num_random_blocks=1, num_global_blocks=1, seed=0),
+            "strided": attention("sparse_transformer", **strided),  # two lines, and the pixels of the column
+            "fixed": attention("sparse_transformer", **strided | {"pattern": "fixed", "summary": 1}),
+            "lsh": attention("lsh", num_hashes=2, bucket_size=2 * line, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "efficient": attention("efficient"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": attention("linformer", rank=2 * line, sharing="headwise"),
         },
         sort_keys=False,  # the table keeps this order
     )
     config.update_from_flattened_dict(changes)
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

@@ -17,6 +17,7 @@ and read out a vector before the tokens; here it is the mean of the tokens, whic
 from ml_collections import ConfigDict
 
 from configs import compare_classification
+from configs.parts import attention, check_name
 
 SIZES = {  # name behind the colon -> (the fields that differ, tokens of a window)
     "small": ({}, 32),
@@ -54,8 +55,7 @@ def get_config(size: str = "small") -> ConfigDict:
     Args:
       size: what stands behind the colon of `--config=FILE:NAME`, one of SIZES.
     """
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     changes, window = SIZES[size]
     config = compare_classification.get_config()
     config.task = "retrieval"
@@ -80,19 +80,14 @@ def get_config(size: str = "small") -> ConfigDict:
     block = window // 2
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=window),
-            "longformer": _attention("longformer", window=window, dilation=1, num_global=8, global_projections=0),
-            "bigbird": _attention("bigbird", block_size=block, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "full": attention("full"),
+            "window": attention("window", window=window),
+            "longformer": attention("longformer", window=window, dilation=1, num_global=8, global_projections=0),
+            "bigbird": attention("bigbird", block_size=block, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
         },
         sort_keys=False,  # the table keeps this order
     )
     config.update_from_flattened_dict(changes)
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

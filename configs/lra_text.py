@@ -18,6 +18,7 @@ weights, which linear variants have none of; the rate falls as a cosine, not as 
 from ml_collections import ConfigDict
 
 from configs import compare_classification
+from configs.parts import attention, check_name
 
 SIZES = {  # name behind the colon -> the fields that differ
     "small": {},
@@ -67,8 +68,7 @@ def get_config(size: str = "small") -> ConfigDict:
     Args:
       size: what stands behind the colon of `--config=FILE:NAME`, one of SIZES.
     """
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_classification.get_config()
     config.data.length = 1024  # T, the bytes of one example
     config.data.validation_bytes = 262_144  # of held-out examples
@@ -85,25 +85,20 @@ def get_config(size: str = "small") -> ConfigDict:
     strided = {"pattern": "strided", "stride": 32, "summary": 0, "heads": "merged", "summary_per_head": 0}
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=32),
-            "local": _attention("local", window=32, neighbours=1),
-            "longformer": _attention("longformer", window=32, dilation=1, num_global=8, global_projections=0),
-            "bigbird": _attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "strided": _attention("sparse_transformer", **strided),
-            "fixed": _attention("sparse_transformer", **strided | {"pattern": "fixed", "summary": 4}),
-            "lsh": _attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "efficient": _attention("efficient"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "linformer": _attention("linformer", rank=64, sharing="headwise"),
+            "full": attention("full"),
+            "window": attention("window", window=32),
+            "local": attention("local", window=32, neighbours=1),
+            "longformer": attention("longformer", window=32, dilation=1, num_global=8, global_projections=0),
+            "bigbird": attention("bigbird", block_size=32, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "strided": attention("sparse_transformer", **strided),
+            "fixed": attention("sparse_transformer", **strided | {"pattern": "fixed", "summary": 4}),
+            "lsh": attention("lsh", num_hashes=2, bucket_size=32, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "efficient": attention("efficient"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": attention("linformer", rank=64, sharing="headwise"),
         },
         sort_keys=False,  # the table keeps this order
     )
     config.update_from_flattened_dict(SIZES[size])
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

@@ -32,6 +32,7 @@ no convolution here that would show it the key beside its value.
 from ml_collections import ConfigDict
 
 from configs import compare_text
+from configs.parts import attention, check_name
 
 SIZES = {  # behind the colon -> the fields that differ
     "small": {},
@@ -60,8 +61,7 @@ SIZES = {  # behind the colon -> the fields that differ
 
 def get_config(size="small") -> ConfigDict:
     """The fields of `compare_text`, changed for recall; `size` is one of SIZES."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_text.get_config()
     config.task = "recall"
 
@@ -95,22 +95,17 @@ def get_config(size="small") -> ConfigDict:
 
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window_8": _attention("window", window=8),
-            "window_16": _attention("window", window=16),
-            "lsh": _attention("lsh", num_hashes=4, bucket_size=8, num_buckets=0, correct_duplicates=0, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "retention": _attention("retention", chunk_size=64),
-            "gated_linear": _attention("gated_linear", chunk_size=64),
-            "delta_rule": _attention("delta_rule", chunk_size=64),
+            "full": attention("full"),
+            "window_8": attention("window", window=8),
+            "window_16": attention("window", window=16),
+            "lsh": attention("lsh", num_hashes=4, bucket_size=8, num_buckets=0, correct_duplicates=0, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "retention": attention("retention", chunk_size=64),
+            "gated_linear": attention("gated_linear", chunk_size=64),
+            "delta_rule": attention("delta_rule", chunk_size=64),
         },
         sort_keys=False,  # the table keeps this order
     )
     config.update_from_flattened_dict(SIZES[size])
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}

@@ -31,6 +31,7 @@ soon after twice it.
 from ml_collections import ConfigDict
 
 from configs import compare_text
+from configs.parts import check_name
 
 SIZES = {  # name behind the colon -> the fields that differ
     "small": {},
@@ -61,8 +62,7 @@ def get_config(size="small") -> ConfigDict:
     Args:
       size: one of SIZES.
     """
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_text.get_config()
     config.task = "recall"
     config.data = ConfigDict()

@@ -11,6 +11,7 @@ Every picture is drawn when it is asked for, 2,500 of the published ones a secon
 from ml_collections import ConfigDict
 
 from configs import compare_classification
+from configs.parts import attention, check_name
 
 # Size -> the fields that differ. The published models have 1 to 4 layers, 2 to 8 heads and widths of 32 to 128, others
 # for each kind of attention; here all have the largest. Steps, batch and rate are those of the published code, in
@@ -62,8 +63,7 @@ SIZES["path_x"] = SIZES["published"] | {
 
 def get_config(size="small") -> ConfigDict:
     """The fields of `compare_classification`, changed for one of SIZES; a flag `--config.FIELD=VALUE` changes one."""
-    if size not in SIZES:
-        raise ValueError(f"{size!r} behind the colon: want one of {', '.join(SIZES)}, or no colon")
+    check_name(size, SIZES)
     config = compare_classification.get_config()
     config.task = "pathfinder"
     config.data = ConfigDict()
@@ -90,23 +90,18 @@ def get_config(size="small") -> ConfigDict:
     side = round(config.data.length**0.5)
     config.variants = ConfigDict(
         {
-            "full": _attention("full"),
-            "window": _attention("window", window=2 * side),
-            "local": _attention("local", window=2 * side, neighbours=1),
-            "longformer": _attention("longformer", window=2 * side, dilation=1, num_global=8, global_projections=0),
-            "sparse_transformer": _attention(
+            "full": attention("full"),
+            "window": attention("window", window=2 * side),
+            "local": attention("local", window=2 * side, neighbours=1),
+            "longformer": attention("longformer", window=2 * side, dilation=1, num_global=8, global_projections=0),
+            "sparse_transformer": attention(
                 "sparse_transformer", pattern="strided", stride=side, summary=0, heads="merged", summary_per_head=0
             ),
-            "bigbird": _attention("bigbird", block_size=side, num_random_blocks=2, num_global_blocks=1, seed=0),
-            "linear": _attention("linear", chunk_size=64, feature_map="elu_plus_one"),
-            "performer": _attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
-            "linformer": _attention("linformer", rank=64, sharing="headwise"),
+            "bigbird": attention("bigbird", block_size=side, num_random_blocks=2, num_global_blocks=1, seed=0),
+            "linear": attention("linear", chunk_size=64, feature_map="elu_plus_one"),
+            "performer": attention("performer", num_features=64, kernel="softmax", redraw=0, seed=0),
+            "linformer": attention("linformer", rank=64, sharing="headwise"),
         },
         sort_keys=False,  # the table keeps this order
     )
     return config
-
-
-def _attention(name, **settings):
-    """What a variant changes: its kind of attention, which stands with all of its settings."""
-    return {"model": {"attention": {"name": name, **settings}}}
