@@ -8,7 +8,7 @@ Hungry Hippos", arXiv:2212.14052, table 1.
 
 import numpy as np
 
-from tasks.recall_rows import Kind, Rows
+from tasks.recall_rows import Kind, Rows, smallest
 
 FILLERS = ("zero", "random")  # figure 2 of Zoology has zeros, its generator's default is random tokens
 SPECIAL = 0  # of `induction`
@@ -137,9 +137,7 @@ def _without_replacement(rng, rows, weights, count):
     go on remember nothing: the order of ringing is that of successive draws without replacement.
     """
     clocks = rng.standard_exponential((rows, len(weights)), dtype=np.float32) / weights.astype(np.float32)
-    first = np.argpartition(clocks, count - 1, axis=1)[:, :count]
-    order = np.take_along_axis(clocks, first, axis=1).argsort(axis=1)
-    return np.take_along_axis(first, order, axis=1)
+    return smallest(clocks, count)
 
 
 KINDS = {

@@ -11,7 +11,7 @@ next. The recurrent networks of the first two papers read a blank there instead.
 
 import numpy as np
 
-from tasks.recall_rows import Kind, Rows
+from tasks.recall_rows import Kind, Rows, asked_at_the_end, different
 
 BLANK, DELIMITER = 0, 1  # of copying and selective_copying; symbols are the tokens from 2 on
 START = 0  # of duplication, before each of the two halves; symbols are the tokens from 1 on
@@ -50,8 +50,7 @@ def draw_selective_copying(rng, rows, length, data):
     """
     count = data.num_symbols
     symbols = _symbols(rng, rows, data)
-    ranks = rng.random((rows, length - count), dtype=np.float32)
-    return _copies(symbols, np.sort(np.argpartition(ranks, count - 1, axis=1)[:, :count], axis=1), length)
+    return _copies(symbols, np.sort(different(rng, rows, length - count, count), axis=1), length)
 
 
 def draw_duplication(rng, rows, length, data):
@@ -86,13 +85,10 @@ def _symbols(rng, rows, data):
 def _copies(symbols, places, length):
     """`Rows` of symbols [rows, n] that stand at `places` [rows, n] and are asked for at the end."""
     rows, count = symbols.shape
-    tokens = np.full((rows, length), BLANK, np.int32)
-    targets = np.full((rows, length), -1, np.int32)
-    np.put_along_axis(tokens, places, symbols, axis=1)
-    tokens[:, length - count] = DELIMITER
-    tokens[:, length - count + 1 :] = symbols[:, :-1]
-    targets[:, length - count :] = symbols
-    return Rows(tokens, targets, np.full(rows, np.nan, np.float32))
+    before = np.full((rows, length - count + 1), BLANK, np.int32)
+    np.put_along_axis(before, places, symbols, axis=1)
+    before[:, -1] = DELIMITER
+    return asked_at_the_end(before, symbols)
 
 
 def _guesses(count, kinds):

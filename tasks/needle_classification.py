@@ -5,12 +5,13 @@ a window of w tokens only if it is one of the first L w tokens, and through one 
 """
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
 
 from tasks.classification import score
-from tasks.recall_rows import held_out
+from tasks.recall_rows import one_side
 from tasks.text import SIZE, UNIT, tokens
 
 __all__ = ["SIZE", "UNIT", "score", "tokens"]  # as they are in `tasks.text`, and `tasks.classification`
@@ -102,9 +103,7 @@ def validation(corpus, length):
     Returns:
       (as `batch`, with `validation_examples` rows; owners [rows]: each is a piece of its own).
     """
-    rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
-    rows = corpus.validation_examples
-    return _examples(rng, corpus, rows, length, held=True), np.arange(rows)
+    return dict(_judged(corpus, length)), np.arange(corpus.validation_examples)
 
 
 def groups(corpus, length):
@@ -139,18 +138,25 @@ def reach(length, window, depth):
     return min(max(window * depth - 1, 0), length - 1) / (length - 1)
 
 
+@functools.lru_cache(maxsize=2)
+def _judged(corpus, length):
+    """The examples of the judgement; kept, because several functions ask for them, and not to be written to."""
+    rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
+    examples = _examples(rng, corpus, corpus.validation_examples, length, held=True)
+    for array in examples.values():
+        array.flags.writeable = False
+    return examples
+
+
 def _check_length(length):
     if length < LEAST:
         raise ValueError(f"config.data.length={length}: want at least {LEAST}")
 
 
 def _examples(rng, corpus, rows, length, held):
-    """Examples of one side: about two are drawn for each that is kept."""
+    """Examples of one side."""
     _check_length(length)
-    kept = np.empty((0, length), np.int32)
-    while len(kept) < rows:
-        drawn = _draw(rng, 2 * (rows - len(kept)) + 8, length, corpus.vocabulary)
-        kept = np.concatenate([kept, drawn[held_out(drawn) == held]])[:rows]
+    (kept,) = one_side(lambda count: (_draw(rng, count, length, corpus.vocabulary),), rows, length, held, "needle")
     places = distances(kept) - 1
     labels = kept[np.arange(rows), places] - 1
     return {"tokens": kept, "sizes": np.full(rows, length, np.int32), "labels": labels}

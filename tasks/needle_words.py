@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from tasks.recall_rows import Kind, Rows, different
+from tasks.recall_rows import Kind, asked_at_the_end, different, in_random_order
 
 QUERY, DOTS, FIRST_WORD = 0, 1, 2
 COMMON = 10  # words that `cwe` asks for
@@ -76,12 +76,7 @@ def _shuffled(rng, rows, repeats):
 
 
 def _asking(words, answers):
-    rows, count = answers.shape
-    query = np.full((rows, 1), QUERY)
-    tokens = np.concatenate([words, query, answers[:, :-1]], axis=1).astype(np.int32)
-    targets = np.full_like(tokens, -1)
-    targets[:, -count:] = answers
-    return Rows(tokens, targets, np.full(rows, np.nan, np.float32))
+    return asked_at_the_end(np.pad(words, ((0, 0), (0, 1)), constant_values=QUERY), answers)
 
 
 def _common_repeats(data, length):
@@ -132,7 +127,7 @@ def _common_baselines(data, length):
         "any word": 1 / (data.vocabulary - FIRST_WORD),
         "one of the row's words": 1 / len(repeats),
         "word at one of the row's places": repeats[0] / sum(repeats),
-        "common words in random order": sum(1 / left for left in range(1, COMMON + 1)) / COMMON,
+        "common words in random order": in_random_order(COMMON),
     }
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks import needle_words
-from tasks.recall_rows import Kind, Rows, different
+from tasks.recall_rows import Kind, asked_at_the_end, different, in_random_order
 
 NEEDLE, QUERY, ANSWER = MARKS = 0, 1, 2
 SENTENCES = 5  # in the published noise, which repeats them: each is one token here
@@ -123,7 +123,7 @@ def draw_needles(setting, rng, rows, length, data):
         keys, values, asked = _few(rng, rows, first_value - first_key, setting)
         places = _scatter(rng, rows, hay, count, setting.size)
         one = np.take_along_axis(places, asked, axis=1)[:, 0] / max(1, hay - setting.size)
-        depth = one if asked.shape[1] == 1 else np.full(rows, np.nan)
+        depth = one if asked.shape[1] == 1 else None
     keys, values = first_key + keys, first_value + values
     needles = np.concatenate([np.full((rows, count, 1), NEEDLE), keys, values], axis=2)
     tokens = _noise(rng, rows, hay, data.vocabulary, setting.haystack)
@@ -158,7 +158,7 @@ def draw_tracking(rng, rows, length, data):
     )
     tokens = _noise(rng, rows, hay, data.vocabulary, "repeat")
     _put(tokens, _scatter(rng, rows, hay, HOPS + 1, TRACKING), needles)
-    return _asking(tokens, value, variables, np.full(rows, np.nan))
+    return _asking(tokens, value, variables)
 
 
 def _few(rng, rows, total, setting):
@@ -209,15 +209,11 @@ def _put(tokens, places, needles):
     np.put_along_axis(tokens, where, needles.reshape(rows, -1).astype(np.int32), axis=1)
 
 
-def _asking(tokens, asked, answers, depth):
+def _asking(tokens, asked, answers, depth=None):
     """`Rows` of haystacks [rows, hay], with what is asked for [rows, ...] and the answers [rows, ...] behind."""
-    rows, hay = tokens.shape
-    asked, answers = (part.reshape(rows, -1).astype(np.int32) for part in (asked, answers))
-    query, answer = (np.full((rows, 1), mark, np.int32) for mark in (QUERY, ANSWER))
-    tokens = np.concatenate([tokens, query, asked, answer, answers[:, :-1]], axis=1)
-    targets = np.full_like(tokens, -1)
-    targets[:, tokens.shape[1] - answers.shape[1] :] = answers
-    return Rows(tokens, targets, depth.astype(np.float32))
+    asked, answers = (part.reshape(len(tokens), -1) for part in (asked, answers))
+    query, answer = (np.full((len(tokens), 1), mark) for mark in (QUERY, ANSWER))
+    return asked_at_the_end(np.concatenate([tokens, query, asked, answer], axis=1), answers, depth)
 
 
 def _least(setting, data):
@@ -248,7 +244,7 @@ def _tracking_baselines(data, length):
     return {
         "any variable": 1 / (first_value - first_key),
         "one of the row's variables": 1 / (HOPS + 1),
-        "one of the row's variables not yet told": sum(1 / left for left in range(1, HOPS + 2)) / (HOPS + 1),
+        "one of the row's variables not yet told": in_random_order(HOPS + 1),
     }
 
 

@@ -5,6 +5,7 @@ learnt by heart: half of all possible rows, by a hash of their tokens, are for t
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from tasks import associative, copying, needles
-from tasks.recall_rows import Rows, held_out
+from tasks.recall_rows import MOST, Rows, held_out, one_side, too_few
 from tasks.text import SIZE, UNIT, cross_entropy, tokens
 
 __all__ = ["SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
@@ -30,7 +31,6 @@ VALIDATION_SEED = 0  # the same rows are judged on every time
 SOME = 64  # rows of each kind for the fingerprint
 PROBE = 256  # rows of each kind that show whether both sides have enough of them:
 DIFFERENT = 16  # among those, on each side
-MOST = 1 << 22  # tokens drawn at once
 PART = 1 << 14  # tokens that `details` looks at in one go
 
 
@@ -202,19 +202,17 @@ def _check_sides(name, data):
     rows = np.unique(KINDS[name].draw(rng, count, data.length, data).tokens, axis=0)
     held = held_out(rows).sum()
     if min(held, len(rows) - held) < DIFFERENT:
-        raise ValueError(_too_few(name, data.length))
+        raise ValueError(too_few(name, data.length))
 
 
-def _too_few(name, length):
-    return (
-        f"config.data.length={length}: too few different rows of {name} to hold half of them out; write a larger "
-        "length or vocabulary"
-    )
-
-
+@functools.lru_cache(maxsize=2)
 def _judged(corpus, length):
+    """`_in_turns` of the judgement; kept, because several functions ask for it, and not to be written to."""
     rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
-    return _in_turns(rng, corpus, corpus.validation_examples, length, held=True)
+    rows, kinds = _in_turns(rng, corpus, corpus.validation_examples, length, held=True)
+    for array in (*rows, kinds):
+        array.flags.writeable = False
+    return rows, kinds
 
 
 def _in_turns(rng, corpus, rows, length, held, first=0):
@@ -223,20 +221,12 @@ def _in_turns(rng, corpus, rows, length, held, first=0):
     tokens, targets = np.empty((2, rows, length), np.int32)
     depth = np.empty(rows, np.float32)
     for index, name in enumerate(corpus.kinds):
+        _check_size(name, corpus.data, length)
         mine = kinds == index
-        tokens[mine], targets[mine], depth[mine] = _drawn(rng, name, int(mine.sum()), length, corpus.data, held)
+        draw = functools.partial(_draw, rng, name, length, corpus.data)
+        tokens[mine], targets[mine], depth[mine] = one_side(draw, int(mine.sum()), length, held, name)
     return Rows(tokens, targets, depth), kinds
 
 
-def _drawn(rng, name, rows, length, data, held):
-    """`Rows` of one kind and one side: about two are drawn for each that is kept."""
-    _check_size(name, data, length)
-    parts, missing, tried, most = [], rows, 0, max(8, MOST // length)
-    while missing or not parts:
-        if tried > 64 * (rows + 8):
-            raise ValueError(_too_few(name, length))
-        drawn = KINDS[name].draw(rng, min(2 * missing + 8, most), length, data)
-        kept = np.flatnonzero(held_out(drawn.tokens) == held)[:missing]
-        parts.append([array[kept] for array in drawn])
-        missing, tried = missing - len(kept), tried + len(drawn.tokens)
-    return Rows(*map(np.concatenate, zip(*parts, strict=True)))
+def _draw(rng, name, length, data, count):
+    return KINDS[name].draw(rng, count, length, data)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tasks import associative, copying, recall
+from tasks import associative, copying, recall, recall_rows
 from tasks.recall_rows import held_out
 
 OWN = {
@@ -218,7 +218,7 @@ def test_one_kind_of_several_may_read_a_field():
 
 def test_a_side_without_rows_is_no_endless_search(monkeypatch):
     corpus = corpus_of("duplication")
-    monkeypatch.setattr(recall, "held_out", lambda tokens: np.zeros(len(tokens), bool))
+    monkeypatch.setattr(recall_rows, "held_out", lambda tokens: np.zeros(len(tokens), bool))
     assert recall.batch(corpus, 0, 0, 5, 4)["tokens"].shape == (5, 4)
     with pytest.raises(ValueError, match="config.data.length=4: too few different rows of duplication"):
         recall.validation(corpus, 4)
