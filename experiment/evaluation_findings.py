@@ -41,9 +41,15 @@ def footnotes(task) -> list[tuple[str, list[tuple[str, int]]]]:
     for variant in task["variants"]:
         for cell in variant["cells"]:
             if cell.get("error"):
-                key = re.sub(r"\d+", "", cell["error"])
-                found.setdefault(key, (cell["error"], []))[1].append((variant["name"], cell["length"]))
+                found.setdefault(kind_of(cell["error"]), (cell["error"], []))[1].append(
+                    (variant["name"], cell["length"])
+                )
     return list(found.values())
+
+
+def kind_of(error):
+    """What errors that differ in numbers alone, such as the length, have in common."""
+    return re.sub(r"\d+", "", error)
 
 
 def times_trained(evaluation, length) -> str:

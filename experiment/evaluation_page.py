@@ -5,13 +5,12 @@ import io
 import re
 from html import escape
 from pathlib import Path
-from string import Template
 
 from experiment import evaluation_figures as figures
 from experiment import look
 from experiment.evaluation_findings import at_length, findings, footnotes
 from experiment.findings import listed, number, with_error
-from experiment.report_charts import figure_html, section
+from experiment.page import figure_html, section, whole_page
 from experiment.report_table import marked, swatch
 from experiment.table import standing
 
@@ -43,10 +42,8 @@ def write_page(workdir: Path, evaluation: dict) -> Path:
     title = f"How far {Path(evaluation['workdir']).name} reaches"
     sections = [_task_section(evaluation, task, folder) for task in evaluation["tasks"]]
     body = [_STYLE, _lead(evaluation, title), _overview(evaluation), *sections, _method_section(evaluation)]
-    page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    footer = escape(f"Made by Attention Atlas on {evaluation.get('date') or 'an unknown date'}.")
     path = Path(workdir) / "evaluation.html"
-    path.write_text(page.substitute(title=escape(title), body="\n".join(body), footer=footer), "utf-8")
+    path.write_text(whole_page(title, body, evaluation), "utf-8")
     return path
 
 

@@ -1,8 +1,9 @@
 """The numbers of an evaluation at many lengths as CSV and in the terminal."""
 
 import csv
-import re
 from pathlib import Path
+
+from experiment.evaluation_findings import kind_of
 
 
 def write_csv(path: Path, evaluation: dict) -> None:
@@ -63,8 +64,8 @@ def _errors(task):
     for variant in task["variants"]:
         reasons = {}
         for cell in variant["cells"]:
-            if cell["error"]:  # what differs in numbers alone, such as the length, is one reason
-                reasons.setdefault(re.sub(r"\d+", "", cell["error"]), []).append(cell)
+            if cell["error"]:
+                reasons.setdefault(kind_of(cell["error"]), []).append(cell)
         for cells in reasons.values():
             lengths = ", ".join(f"{cell['length']:,}" for cell in cells)
             yield f"{variant['name']} at {lengths}: {cells[0]['error']}"

@@ -1,11 +1,9 @@
 """leaderboard.html: the variants of several runs, a section for each task."""
 
 from html import escape
-from pathlib import Path
-from string import Template
 
 from experiment.findings import compact, listed, quality, sign, with_error
-from experiment.report_charts import section
+from experiment.page import section, whole_page
 from experiment.report_table import marked
 from experiment.table import PEAK_MEMORY
 
@@ -31,8 +29,7 @@ def page(table) -> str:
       table: from `experiment.leaderboard.collect`.
     """
     body = [_lead(table), *(_section(i, group) for i, group in enumerate(table["tables"])), _unfinished(table)]
-    template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    return template.substitute(title="Leaderboard", body="\n".join(body), footer="Made by Attention Atlas.")
+    return whole_page("Leaderboard", body)
 
 
 def _lead(table):

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from string import Template
 
 from experiment import figures, gallery, look, patterns, sentences
 from experiment.findings import (
@@ -19,7 +18,8 @@ from experiment.findings import (
     ranking,
     with_error,
 )
-from experiment.report_charts import section, sections
+from experiment.page import section, whole_page
+from experiment.report_charts import sections
 from experiment.report_groups import details_section, group_sections
 from experiment.report_table import results_table, swatch
 from experiment.table import PEAK_MEMORY, TIME_EXPONENT, TRAIN_SPEED, print_table, write_csv
@@ -111,10 +111,8 @@ def write_report(
         _mask_section(masks),
         _method_section(comparison, settings),
     ]
-    page = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    footer = escape(f"Made by Attention Atlas on {comparison.get('date') or 'an unknown date'}.")
     path = Path(workdir) / "report.html"
-    path.write_text(page.substitute(title=escape(title), body="\n".join(body), footer=footer), "utf-8")
+    path.write_text(whole_page(title, body, comparison), "utf-8")
     return path
 
 

@@ -4,6 +4,7 @@ from html import escape
 
 from experiment import figures, look
 from experiment.findings import listed, number, pareto_front, ranking, with_error
+from experiment.page import figure_html, section
 from experiment.table import MEMORY_EXPONENT, TIME_EXPONENT, TRAIN_SPEED
 from experiment.wording import unit, wording
 
@@ -115,14 +116,3 @@ def _cost_key(comparison):
             )
             items.append(f"<li>{look.key_svg(i)}<span>{escape(variant['name'])} <small>{fits}</small></span></li>")
     return f'<ul class="lines">{"".join(items)}</ul>'
-
-
-def section(name, title, hint, body) -> str:
-    """A section of the page under a title, with a line of explanation where there is one."""
-    hint = f'<p class="hint">{hint}</p>' if hint else ""
-    return f'<section id="{name}"><h2>{title}</h2>{hint}{body}</section>'
-
-
-def figure_html(svg, alt, caption) -> str:
-    """A chart of the page over its caption, with a text for who cannot see it."""
-    return f'<figure><div role="img" aria-label="{escape(alt)}">{svg}</div><figcaption>{caption}</figcaption></figure>'

@@ -7,7 +7,7 @@ from experiment import look
 from experiment.figures import legend_below
 from experiment.findings import compact, listed, metric_name, number, ranking, resolved, with_error
 from experiment.look import PALETTE, new_figure, series, shorten, styled
-from experiment.report_charts import figure_html, section
+from experiment.page import figure_html, section
 from experiment.report_table import marked, swatch
 from experiment.table import standing
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tasks.source import check_read, source_of
-from tasks.text import DATA, SIZE, UNIT, cross_entropy, ngram_bits, standard_library, tokens, visible_files
+from tasks.text import DATA, SIZE, UNIT, class_scores, ngram_bits, standard_library, tokens, visible_files
 
 __all__ = ["DATA", "SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
 
@@ -135,9 +135,19 @@ def validation(corpus, length):
       As `examples_of`; owners are documents.
     """
     total = _counts(corpus.validation, length, corpus.whole).sum()
-    kept = min(total, max(1, corpus.validation_bytes // length))
-    examples, owners = examples_of(corpus.validation, np.arange(kept) * total // kept, length, corpus.whole)
+    rows = spread(total, max(1, corpus.validation_bytes // length))
+    examples, owners = examples_of(corpus.validation, rows, length, corpus.whole)
     return examples, np.unique(owners, return_inverse=True)[1]
+
+
+def spread(total, wanted):
+    """At most `wanted` of `total` rows, evenly spread.
+
+    >>> spread(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
+    kept = min(total, wanted)
+    return np.arange(kept) * total // kept
 
 
 def examples_of(documents, numbers, length, whole=False):
@@ -171,10 +181,7 @@ def score(model, examples, rng=None):
     """Nats, 1 for each question, 1 for a right answer, and 1 for each question, from an encoder that scores classes."""
     tokens, labels = examples["tokens"].astype(jnp.int32), examples["labels"]
     real = jnp.arange(tokens.shape[1]) < examples["sizes"][:, None]
-    logits = model(tokens, key_mask=real, rng=rng)
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    one = jnp.ones_like(right)
-    return cross_entropy(logits, labels), one, right, one
+    return class_scores(model(tokens, key_mask=real, rng=rng), labels)
 
 
 def baselines(corpus, length):

@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks import augment
 from tasks.image_files import SOURCES, Images
-from tasks.rollout import rollout
+from tasks.rollout import look
 from tasks.source import check_read, source_of
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
@@ -21,7 +21,6 @@ DATA = ("name", "path", "dir", "image_size", "crop", "flip", "mixup", "label_smo
 SIZE, UNIT = "image_size", "images"
 ORDER = 1  # last word of Philox's counter for the order of the images; the augmentation of a batch counts from 0
 PICTURES = 8  # validation images in the report
-SHARES = 1e-3  # how far below 0, or their sum from 1, weights may lie that count as shares: rounding is far less
 BASELINE_PIXELS = 1024  # numbers that the linear baseline sees of an image: larger ones are shrunk to so many
 RIDGE = 0.01  # weight of the squared coefficients, per training image, on pixels of unit variance
 CHUNK = 4096  # images that a baseline holds as floats at once
@@ -84,12 +83,23 @@ def load(config) -> Corpus:
     if config.crop >= size:
         raise ValueError(f"config.data.crop={config.crop}: want less than the image_size of {size}")
     train, validation = (Images(augment.resize(half.pixels, size), half.labels) for half in halves)
+    return corpus_of(classes, train, validation, config.crop, config.flip, config.mixup, config.label_smoothing)
+
+
+def corpus_of(classes, train, validation, *settings):
+    """The corpus of two halves of `Images`, uint8 [images, rows, columns, channels].
+
+    Args:
+      classes: their names.
+      train: to learn from.
+      validation: to judge by.
+      *settings: crop, flip, mixup and label_smoothing, as `Corpus` has them.
+    """
     digest = hashlib.sha256("\n".join(classes).encode())
     for half in (train, validation):
         digest.update(repr(half.pixels.shape).encode())
         digest.update(half.pixels)
         digest.update(half.labels)
-    settings = config.crop, config.flip, config.mixup, config.label_smoothing
     return Corpus(classes, train, validation, *_mean_and_std(train.pixels), *settings, digest.hexdigest())
 
 
@@ -181,26 +191,15 @@ def pictures(model, corpus, length):
       length: rows and columns.
 
     Returns:
-      {"images" float32 [n, length, length, channels] in 0..1, "labels" int32 [n], "answers" int32 [n], "confidence"
-      float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from `tasks.rollout`}. Without "maps"
-      where a layer's weights are no shares: some variants (Linformer) pay less than 0, or sums other than 1.
+      {"images" float32 [n, length, length, channels] in 0..1, "labels" int32 [n]} and what `tasks.rollout.look` finds.
     """
     _, first = np.unique(corpus.validation.labels, return_index=True)
     rows = first[np.linspace(0, len(first) - 1, min(PICTURES, len(first))).round().astype(int)]
     pixels = augment.resize(corpus.validation.pixels[rows], length)
     structure = {"special": getattr(model, "special", 0), "maps_per_residual": getattr(model, "maps_per_residual", 1)}
     structure["class_token"] = getattr(model, "class_token", None) is not None
-
-    def look(image):  # one at a time: the maps of a large image have (pixels / patch)^4 numbers
-        logits = model(image[None])[0].astype(jnp.float32)
-        maps = model.attention_maps(image[None])
-        off = jnp.stack([jnp.maximum(-each.min(), abs(each.sum(-1) - 1).max()) for each in maps]).max()
-        return logits.argmax().astype(jnp.int32), jax.nn.softmax(logits).max(), rollout(maps, **structure)[0], off
-
-    answers, confidence, maps, off = jax.lax.map(look, jnp.asarray(_normalized(corpus, pixels)))
     shown = {"images": pixels.astype(np.float32) / 255, "labels": corpus.validation.labels[rows]}
-    shown |= {"answers": answers, "confidence": confidence}
-    return shown | {"maps": maps} if np.max(off) <= SHARES else shown
+    return shown | look(model, jnp.asarray(_normalized(corpus, pixels)), **structure)
 
 
 def baselines(corpus, length):

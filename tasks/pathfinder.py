@@ -16,13 +16,12 @@ import functools
 import hashlib
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tasks.contours import LONGEST, draw
-from tasks.rollout import rollout
-from tasks.text import UNIT, cross_entropy, tokens
+from tasks.rollout import look
+from tasks.text import UNIT, class_scores, tokens
 
 __all__ = ["UNIT", "tokens"]  # as they are in `tasks.text`
 
@@ -40,7 +39,6 @@ NEIGHBOURS = 31  # of these, that a picture is likened to
 DISTANCES = (0.25, 0.5)  # of the side, between groups
 PICTURES = 8  # in the report
 MAPPED = 4096  # tokens, at most, whose attention is drawn over a picture: the maps have T^2 numbers a head
-SHARES = 1e-3  # how far below 0, or their sum from 1, weights may lie that count as shares: rounding is far less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +149,7 @@ def groups(corpus, length):
 
 def score(model, examples, rng=None):
     """Nats, 1 for each picture, 1 for a right answer, and 1 for each picture, from an encoder that scores classes."""
-    labels = examples["labels"]
-    logits = model(examples["tokens"].astype(jnp.int32), rng=rng)
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    one = jnp.ones_like(right)
-    return cross_entropy(logits, labels), one, right, one
+    return class_scores(model(examples["tokens"].astype(jnp.int32), rng=rng), examples["labels"])
 
 
 def baselines(corpus, length):
@@ -184,28 +178,15 @@ def pictures(model, corpus, length):
       length: T.
 
     Returns:
-      {"images" float32 [n, side, side, 1] in 0..1, "labels", "answers" int32 [n], "confidence" float32 [n], the
-      answer's probability, "maps" float32 [n, side, side], from `tasks.rollout`}. Without "maps" where a layer's
-      weights are no shares, as in Linformer, or above MAPPED tokens.
+      {"images" float32 [n, side, side, 1] in 0..1, "labels" int32 [n]} and what `tasks.rollout.look` finds, above
+      MAPPED tokens without "maps".
     """
     examples, side = _judged(corpus, length)[0], side_of(length)
     half = PICTURES // 2
     order = np.argsort(examples["labels"], kind="stable")
     rows = np.unique(np.concatenate([order[:half], order[::-1][:half]]))
     structure = {"special": model.before, "class_token": model.before > 0}
-
-    def look(row):  # one at a time, for the maps
-        logits = model(row[None])[0].astype(jnp.float32)
-        found = {"answers": logits.argmax().astype(jnp.int32), "confidence": jax.nn.softmax(logits).max()}
-        if length > MAPPED:
-            return found
-        maps = model.attention_maps(row[None])
-        off = jnp.stack([jnp.maximum(-each.min(), abs(each.sum(-1) - 1).max()) for each in maps]).max()
-        return found | {"maps": rollout(maps, **structure)[0], "off": off}
-
-    found = dict(jax.lax.map(look, jnp.asarray(examples["tokens"][rows], jnp.int32)))
-    if np.max(found.pop("off", np.inf)) > SHARES:
-        found.pop("maps", None)
+    found = look(model, jnp.asarray(examples["tokens"][rows], jnp.int32), mapped=length <= MAPPED, **structure)
     images = examples["tokens"][rows].reshape(-1, side, side, 1).astype(np.float32) / 255
     return {"images": images, "labels": examples["labels"][rows]} | found
 

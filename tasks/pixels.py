@@ -6,7 +6,6 @@ nothing tells the model so. Theirs are the 32 x 32 pixels of CIFAR-10, T = 1,024
 """
 
 import dataclasses
-import hashlib
 import math
 
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from tasks import images
 from tasks.image_files import SOURCES, Images
 from tasks.source import check_read, source_of
-from tasks.text import cross_entropy, tokens
+from tasks.text import class_scores, tokens
 
 __all__ = ["tokens"]  # as it is in `tasks.text`
 
@@ -61,15 +60,8 @@ def load(config) -> images.Corpus:
             f"write --config.data.length={rows * columns}"
         )
     train, validation = (Images(grey(half.pixels)[..., None], half.labels) for half in halves)
-    digest = hashlib.sha256("\n".join(classes).encode())
-    for half in (train, validation):
-        digest.update(repr(half.pixels.shape).encode())
-        digest.update(half.pixels)
-        digest.update(half.labels)
-    unchanged = {"crop": 0, "flip": False, "mixup": 0.0, "label_smoothing": 0.0}
-    return images.Corpus(
-        classes, train, validation, *_mean_and_std(train.pixels), **unchanged, sha256=digest.hexdigest()
-    )
+    unchanged = 0, False, 0.0, 0.0  # no crop, flip, mixup or label_smoothing
+    return images.corpus_of(classes, train, validation, *unchanged)
 
 
 def grey(pixels):
@@ -145,10 +137,7 @@ def validation(corpus, length):
 
 def score(model, examples, rng=None):
     """Nats, 1 for each image, 1 for a right answer, and 1 for each image, from an encoder that scores classes."""
-    logits, labels = model(examples["tokens"].astype(jnp.int32), rng=rng), examples["labels"]
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    one = jnp.ones_like(right)
-    return cross_entropy(logits, labels), one, right, one
+    return class_scores(model(examples["tokens"].astype(jnp.int32), rng=rng), examples["labels"])
 
 
 def pictures(model, corpus, length):
@@ -196,12 +185,3 @@ def _side(corpus, length):
             f"length={length}: images of {corpus.image_size} x {corpus.image_size} have {corpus.image_size**2} pixels"
         )
     return corpus.image_size
-
-
-def _mean_and_std(shades):
-    """Of all pixels in 0..1, float32 [1] each; from their counts, so that they are exact in any order."""
-    counts = sum(np.bincount(shades[i : i + CHUNK].ravel(), minlength=256) for i in range(0, len(shades), CHUNK))
-    values, weights = np.arange(256), counts / counts.sum()
-    mean = weights @ values
-    std = math.sqrt(max(weights @ (values - mean) ** 2, 1))  # images without contrast are not blown up
-    return np.float32([mean / 255]), np.float32([std / 255])

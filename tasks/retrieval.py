@@ -17,7 +17,7 @@ import numpy as np
 from tasks import classification
 from tasks.pair_files import TEXT_BYTES, Pairs, examples_of, read_folder, read_published
 from tasks.source import check_read, source_of
-from tasks.text import cross_entropy, standard_library
+from tasks.text import class_scores, standard_library
 
 METRIC = {"name": "validation accuracy", "higher_is_better": True}
 MODELS = ("two_towers",)
@@ -134,10 +134,7 @@ def score(model, examples, rng=None):
     texts = {name: examples[name].astype(jnp.int32) for name in ("first", "second")}
     places = jnp.arange(examples["first"].shape[1])
     real = {f"{name}_mask": places < examples[f"{name}_sizes"][:, None] for name in texts}
-    logits, labels = model(**texts, **real, rng=rng), examples["labels"]
-    right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    one = jnp.ones_like(right)
-    return cross_entropy(logits, labels), one, right, one
+    return class_scores(model(**texts, **real, rng=rng), examples["labels"])
 
 
 def baselines(corpus, length):
@@ -148,7 +145,7 @@ def baselines(corpus, length):
     """
     examples, _ = validation(corpus, length)
     labels = examples["labels"]
-    seen = examples_of(corpus.train, _spread(len(corpus.train.labels), FITTED), length)
+    seen = examples_of(corpus.train, classification.spread(len(corpus.train.labels), FITTED), length)
     threshold = best_threshold(cosines(seen), seen["labels"])
     answers = {
         "majority": np.bincount(corpus.train.labels).argmax(),
@@ -200,14 +197,8 @@ def _log_counts(text):
 
 
 def _some(pairs, limit, length):
-    rows = _spread(len(pairs.labels), max(1, limit // tokens(length)))
+    rows = classification.spread(len(pairs.labels), max(1, limit // tokens(length)))
     return examples_of(pairs, rows, length), np.unique(pairs.owners[rows, 0], return_inverse=True)[1]
-
-
-def _spread(total, wanted):
-    """At most `wanted` of `total` rows, evenly spread."""
-    kept = min(total, wanted)
-    return np.arange(kept) * total // kept
 
 
 def _python_files(config):

@@ -2,8 +2,41 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+SHARES = 1e-3  # how far below 0, or their sum from 1, weights may lie that count as shares: rounding is far less
+
+
+def look(model, inputs, *, mapped=True, **structure):
+    """What a model answers, and where it looks.
+
+    Args:
+      model: [1, ...] -> scores of classes [1, classes]; also has `attention_maps`, [1, ...] -> as `rollout` takes them.
+      inputs: [n, ...]; they are looked at one after the other, for the maps of a large image have (tokens)^2 numbers.
+      mapped: whether maps are wanted.
+      **structure: as `rollout` takes it.
+
+    Returns:
+      {"answers" int32 [n], "confidence" float32 [n], the answer's probability, "maps" float32 [n, rows, columns], from
+      `rollout`}. Without "maps" where a layer's weights are no shares: some variants (Linformer) pay less than 0, or
+      sums other than 1.
+    """
+
+    def one(each):
+        logits = model(each[None])[0].astype(jnp.float32)
+        found = {"answers": logits.argmax().astype(jnp.int32), "confidence": jax.nn.softmax(logits).max()}
+        if not mapped:
+            return found
+        maps = model.attention_maps(each[None])
+        off = jnp.stack([jnp.maximum(-weights.min(), abs(weights.sum(-1) - 1).max()) for weights in maps]).max()
+        return found | {"maps": rollout(maps, **structure)[0], "off": off}
+
+    found = dict(jax.lax.map(one, inputs))
+    if mapped and not np.max(found.pop("off")) <= SHARES:
+        del found["maps"]
+    return found
 
 
 def rollout(maps, *, grids=None, special=0, class_token=False, maps_per_residual=1):

@@ -158,6 +158,13 @@ def cross_entropy(logits, targets):
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+def class_scores(logits, labels):
+    """Nats, 1, whether the answer is right, and 1 for each row, float32: the `score` where a class is asked for."""
+    right = (logits.argmax(-1) == labels).astype(jnp.float32)
+    one = jnp.ones_like(right)
+    return cross_entropy(logits, labels), one, right, one
+
+
 def baselines(corpus):
     """Bits per byte of three models that know almost nothing, on exactly the bytes the variants are judged on.
 

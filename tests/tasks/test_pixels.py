@@ -154,8 +154,7 @@ def test_pictures_show_images_answers_and_where_it_looks(pool):
     rng = np.random.default_rng(0)
     shades = rng.integers(0, 256, (30, 6, 6, 1), dtype=np.uint8)
     halves = [Images(shades[:20], np.arange(20) % 4), Images(shades[20:], np.arange(10) % 4)]
-    off = {"crop": 0, "flip": False, "mixup": 0.0, "label_smoothing": 0.0}
-    corpus = images.Corpus(tuple("abcd"), *halves, *pixels._mean_and_std(halves[0].pixels), **off, sha256="")
+    corpus = images.corpus_of(tuple("abcd"), *halves, 0, False, 0.0, 0.0)
     found = pixels.pictures(FirstPixel(pool), corpus, 36)
     assert found["labels"].tolist() == [0, 1, 2, 3] and found["images"].shape == (4, 6, 6, 1)
     tokens = np.round(np.asarray(found["images"]) * 255).reshape(4, 36)  # the very shades come back
