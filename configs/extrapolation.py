@@ -35,7 +35,25 @@ best at the length of training.
 from ml_collections import ConfigDict
 
 from configs import compare_text
+from configs.parts import check_name
 
+SIZES = {  # behind the colon -> the fields that differ
+    "small": {},
+    "published": {
+        "data.name": "wikitext-2",
+        "data.length": 512,
+        "data.validation_bytes": 1_048_576,
+        "model.width": 1024,
+        "model.depth": 16,
+        "model.mlp_width": 4096,
+        "model.dtype": "bfloat16",
+        "train.steps": 20_000,
+        "train.batch_size": 32,
+        "train.warmup_steps": 1000,
+        "train.evaluate_every": 1000,
+        "train.checkpoint_every": 1000,
+    },
+}
 POSITIONS = ("sinusoidal", "rope", "t5", "alibi", "none")
 
 
@@ -43,10 +61,9 @@ def get_config(size: str = "small") -> ConfigDict:
     """The fields of `compare_text`, changed for short windows; a flag `--config.FIELD=VALUE` changes one.
 
     Args:
-      size: "small", or "published": the paper's model and length, on the bytes of WikiText-2.
+      size: one of SIZES; "published" is the paper's model and length, on the bytes of WikiText-2.
     """
-    if size not in ("small", "published"):
-        raise ValueError(f"size: want small or published, got {size!r}")
+    check_name(size, SIZES)
     config = compare_text.get_config()
     config.data.length = 64
     config.data.validation_bytes = 65_536  # judged at every length, and by sliding windows four times over
@@ -65,21 +82,8 @@ def get_config(size: str = "small") -> ConfigDict:
     config.scaling.lengths = (64, 128, 256, 512, 1024)
     config.scaling.seconds = 5.0
 
-    if size == "published":
-        config.data.name = "wikitext-2"
-        config.data.length = 512
-        config.data.validation_bytes = 1_048_576
-        config.model.width = 1024
-        config.model.depth = 16
-        config.model.mlp_width = 4096
-        config.model.dtype = "bfloat16"
-        config.train.steps = 20_000
-        config.train.batch_size = 32
-        config.train.warmup_steps = 1000
-        config.train.evaluate_every = 1000
-        config.train.checkpoint_every = 1000
-
     config.variants = ConfigDict(
         {position: {"model": {"position": position}} for position in POSITIONS}, sort_keys=False
     )
+    config.update_from_flattened_dict(SIZES[size])
     return config
