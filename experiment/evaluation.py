@@ -99,16 +99,18 @@ def _table(plan, workdir, found, asked):
     tasks = []
     for exam in plan.exams:
         variants, drawn = [], [asked[exam.name, length] for length in plan.lengths]
+        there = [length for length, each in zip(plan.lengths, drawn, strict=True) if not isinstance(each, str)]
         for name in plan.variants:
             cells = [combined(found[exam.name, name, length]) for length in plan.lengths]
-            there = [cell for cell, each in zip(cells, drawn, strict=True) if not isinstance(each, str)]
-            reached = effective_length(there, plan.threshold) if exam.metric["higher_is_better"] else None
+            counted = [cell for cell in cells if cell["length"] in there]
+            reached = effective_length(counted, plan.threshold) if exam.metric["higher_is_better"] else None
             variants.append({"name": name, "effective_length": reached, "cells": cells})
         known = [{} if isinstance(each, str) else each.baselines for each in drawn]
         names = dict.fromkeys(name for each in known for name in each)
         baselines = {name: [each.get(name) for each in known] for name in names}
         metric = exam.metric | {"name": metric_words(exam.metric)}
-        tasks.append({"name": exam.name, "metric": metric, "baselines": baselines, "variants": variants})
+        told = {"name": exam.name, "metric": metric, "lengths": there}
+        tasks.append(told | {"baselines": baselines, "variants": variants})
     devices = [cell["device"] for some in found.values() for cell in some if cell["device"]]
     return {
         "workdir": str(workdir),

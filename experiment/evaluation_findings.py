@@ -52,6 +52,11 @@ def kind_of(error):
     return re.sub(r"\d+", "", error)
 
 
+def lengths_of(evaluation, task) -> list[int]:
+    """The lengths among those asked that the task has at all."""
+    return task.get("lengths", evaluation["lengths"])
+
+
 def times_trained(evaluation, length) -> str:
     """A length as a multiple of the length of training.
 
@@ -68,23 +73,25 @@ def times_trained(evaluation, length) -> str:
 
 def _reach_words(evaluation, task):
     """Up to where each variant reaches the threshold, and what stopped it there; alike variants in one clause."""
-    clauses, lengths = {}, evaluation["lengths"]
+    clauses, lengths = {}, lengths_of(evaluation, task)
+    if not lengths:
+        return ""
     for variant in task["variants"]:
         reached = variant["effective_length"]
         after = 0 if reached is None else lengths.index(reached) + 1
-        clause = reached, after < len(lengths) and quality({"quality": variant["cells"][after]}) is None
+        clause = reached, after < len(lengths) and quality({"quality": _cell(variant, lengths[after])}) is None
         clauses.setdefault(clause, []).append((variant["name"], after))
     order = sorted(clauses, key=lambda clause: (-(clause[0] or 0), clause[1]))
     return "\n".join(_clause(evaluation, task, *clause, clauses[clause]) for clause in order)
 
 
 def _clause(evaluation, task, reached, unknown, variants):
-    threshold, lengths = f"{evaluation['threshold']:g}", evaluation["lengths"]
+    threshold, lengths = f"{evaluation['threshold']:g}", lengths_of(evaluation, task)
     names, one = listed(name for name, _ in variants), len(variants) == 1
     after = variants[0][1]
     if reached is None and unknown:
         return f"{names} could not be judged at {lengths[0]:,}, the shortest length."
-    cells = {v["name"]: v["cells"][after] for v in task["variants"]} if after < len(lengths) else {}
+    cells = {v["name"]: _cell(v, lengths[after]) for v in task["variants"]} if after < len(lengths) else {}
     scores = listed(_against(evaluation, cells[name]) for name, _ in variants) if cells and not unknown else ""
     if reached is None:
         return f"{names} {'is' if one else 'are'} below {threshold} already at {lengths[0]:,} ({scores})."
@@ -95,6 +102,10 @@ def _clause(evaluation, task, reached, unknown, variants):
     if unknown:
         return f"{text}; {lengths[after]:,} could not be judged."
     return f"{text}, and {'falls' if one else 'fall'} below at {lengths[after]:,} ({scores})."
+
+
+def _cell(variant, length):
+    return next(cell for cell in variant["cells"] if cell["length"] == length)
 
 
 def _against(evaluation, cell):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiment import evaluation_figures as figures
 from experiment import look
-from experiment.evaluation_findings import at_length, findings, footnotes
+from experiment.evaluation_findings import at_length, findings, footnotes, lengths_of
 from experiment.findings import listed, number, with_error
 from experiment.page import figure_html, section, whole_page
 from experiment.report_table import marked, swatch
@@ -69,7 +69,8 @@ def _overview(evaluation):
     rows = ""
     for label in labels:
         found = [next((v for v in task["variants"] if v["name"] == label), None) for task in tasks]
-        cells = "".join(f"<td>{_effective(evaluation, v) if v else '–'}</td>" for v in found)
+        told = (_effective(evaluation, task, v) if v else "–" for task, v in zip(tasks, found, strict=True))
+        cells = "".join(f"<td>{text}</td>" for text in told)
         rows += f'<tr><th scope="row">{escape(label)}</th>{cells}</tr>'
     table = (
         f'<div class="table plain" tabindex="0" role="region" aria-label="Effective lengths"><table><thead><tr>'
@@ -85,11 +86,11 @@ def _effective_hint(evaluation):
     )
 
 
-def _effective(evaluation, variant):
+def _effective(evaluation, task, variant):
     reached = variant["effective_length"]
     if reached is None:
         return "none"
-    return f"{'≥ ' if reached == evaluation['lengths'][-1] else ''}{reached:,}"
+    return f"{'≥ ' if reached == lengths_of(evaluation, task)[-1] else ''}{reached:,}"
 
 
 def _task_section(evaluation, task, folder):
@@ -128,7 +129,7 @@ def _table(evaluation, task):
             _cell(cell, marks[i][label], signs.get((label, cell["length"]))) for i, cell in enumerate(variant["cells"])
         )
         if higher:
-            cells += f'<td data-value="{variant["effective_length"] or 0}">{_effective(evaluation, variant)}</td>'
+            cells += f'<td data-value="{variant["effective_length"] or 0}">{_effective(evaluation, task, variant)}</td>'
         head = f'<th scope="row" data-value="{escape(label)}">{swatch(task, variant)}{escape(label)}</th>'
         rows += f"<tr>{head}{cells}</tr>"
     lines = "".join(

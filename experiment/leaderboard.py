@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiment import comparison, leaderboard_page, settings
+from experiment.evaluation_findings import lengths_of
 from experiment.findings import listed, metric_words, number, quality, ranking
 from experiment.leaderboard_page import BEST, FACTS, LEVEL, OPEN
 from experiment.records import read_json, write_json
@@ -123,9 +124,12 @@ def _effective(evaluation):
     found = {}
     for task in (evaluation or {}).get("tasks", []):
         if task["metric"]["higher_is_better"]:
+            lengths = lengths_of(evaluation, task)
             for variant in task["variants"]:
                 cell = {"length": variant["effective_length"], "threshold": evaluation["threshold"]}
-                found.setdefault(variant["name"], {})[task["name"]] = cell | {"longest": evaluation["lengths"][-1]}
+                found.setdefault(variant["name"], {})[task["name"]] = cell | {
+                    "longest": lengths[-1] if lengths else None
+                }
     return found
 
 

@@ -127,6 +127,7 @@ class TestRun:
         one, two = table["tasks"][0]["variants"]
         assert one["cells"][0]["error"] == "no rows of 99" and one["cells"][1]["mean"] == pytest.approx(11 / 12)
         assert one["effective_length"] == 8 and two["effective_length"] is None
+        assert table["tasks"][0]["lengths"] == [8]
 
     def test_what_was_judged_is_not_judged_again(self, plan, results, tmp_path):
         first, second = Answer(), Answer()

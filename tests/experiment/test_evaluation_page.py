@@ -124,6 +124,19 @@ class TestWords:
         assert words["Not judged"] == "full at 128, 256 and 512: no."
         assert set(words) == {"Reach", "Not judged"}
 
+    def test_a_length_that_the_task_lacks_is_no_failure_and_hides_none(self):
+        none = [cell(128, None, error="too short")]
+        some = (
+            variant("full", 256, *none, cell(256, 0.99), cell(512, 0.2)),
+            variant("low", None, *none, cell(256, 0.1), cell(512, 0.1)),
+        )
+        task = needles() | {"lengths": [256, 512], "variants": list(some), "baselines": {}}
+        reach = dict(findings(evaluation(task), task))["Reach"].splitlines()
+        assert reach[0].startswith("full stays at 0.85 or above up to 256") and "falls below at 512 (0.200" in reach[0]
+        assert reach[1] == "low is below 0.85 already at 256 (0.100 ± 0.010)."
+        task = needles() | {"lengths": [], "variants": [variant("full", None, *none * 3)]}
+        assert "Reach" not in dict(findings(evaluation(task), task))
+
     def test_baselines_and_errors(self):
         words = dict(findings(evaluation(), needles()))
         assert words["Baselines"] == "linear does not beat the chance & co baseline at 128 and 256."
