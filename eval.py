@@ -4,7 +4,8 @@
     python eval.py --workdir=runs/compare_text --length=1024
     python eval.py --workdir=runs/passkey --lengths=256,512,1024,2048
     python eval.py --workdir=runs/compare_text --tasks=passkey,mqar,extrapolation --lengths=512,1024,2048 --examples=256
-    python eval.py --workdir=runs/duplication --lengths=128 --sweep=model.attention.num_hashes:1,2,4,8
+    python eval.py --workdir=runs/duplication --lengths=128 --sweep=model.attention.num_hashes:1,2,4,8 \
+        --sweep=model.attention.bucket_size:8,16
     python eval.py --workdir=runs/compare_text --generate --prompt="def " --variant=full,linear --temperature=0.5
     python eval.py --leaderboard runs/compare_text runs/mine --output=runs
 
@@ -17,7 +18,7 @@ With --tasks or --lengths it judges every variant at every length on each task, 
 length, loss by position. Tasks are the run's own, every kind of recall (`tasks/recall.py`) for decoders, and
 `extrapolation` and `extrapolation_sliding` (`tasks/extrapolation.py`) for models of text. What a variant cannot do
 stands there with the reason. Stop it at any moment and give the same command again: what was judged is not judged
-again.
+again. Tasks that an earlier command asked for stay in the files while checkpoints and code are the same.
 
 With --generate it prints how the variants go on from a prompt, with --leaderboard it writes one table of several runs.
 Exit codes: 0 done; 2 something is missing or nothing fits, and one line on stderr says what; 143 or 130 stopped by
@@ -144,11 +145,13 @@ def judge_lengths(values, workdir, config, results, command):
     if left and not values.variant:
         warn(f"{', '.join(left)}: not finished, left out; the train.py command of this run goes on with them")
     with Interrupt(), Progress(plan.count(results), "", counted="judged") as progress:
-        table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress)
-        table |= {"command": command}
-        evaluation_table.write_csv(workdir / "evaluation.csv", table)
-        evaluation_page.write_page(workdir, table)
-        write_json(workdir / "evaluation.json", table)
+        table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress, command)
+        everything, outdated = evaluation.with_earlier(table, read_json(workdir / "evaluation.json"))
+        evaluation_table.write_csv(workdir / "evaluation.csv", everything)
+        evaluation_page.write_page(workdir, everything)
+        write_json(workdir / "evaluation.json", everything)
+    if outdated:
+        warn(f"{', '.join(outdated)}: judged with other checkpoints or code than now, left out; ask for them again")
     evaluation_table.print_tables(table)
 
 
@@ -165,10 +168,14 @@ def write_leaderboard(folders, output):
     folders = [Path(folder) for folder in folders if Path(folder).name not in own]
     if not folders:
         raise settings.SettingsError("--leaderboard: want folders of runs after it: --leaderboard runs/a runs/b")
+    if output.exists() and not output.is_dir():
+        raise settings.SettingsError(f"--output={output}: want a folder, found a file")
     table = leaderboard.collect(folders)
+    for line in leaderboard.warnings(table):
+        warn(line)
     output.mkdir(parents=True, exist_ok=True)
     leaderboard.write(output, table)
-    print(f"{output / 'leaderboard.html'}: {len(folders)} runs")
+    print(f"{output / 'leaderboard.html'}: {len(folders) - len(table['passed_over'])} runs")
 
 
 def finished(workdir):
@@ -198,10 +205,10 @@ def judge_again(run, config, workdir, corpus, length):
 
     if run["error"] is not None:
         return run
-    learner, weights = trained(run, config, workdir, warn)
     try:
+        learner, weights = trained(run, config, workdir, warn)
         return run | judge(learner, scorer(learner, TASKS[config.task]), weights, corpus, length, config)
-    except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
+    except (ValueError, NotImplementedError) as error:  # no checkpoint, or the model has parts of a fixed length
         warn(f"{run['label']}: {error}")
         return run | {"error": str(error), "quality": None}
 

@@ -1,24 +1,31 @@
 """The record of an evaluation: one cell for each run, task and length, on disk as soon as it is known."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
+from experiment import comparison
 from experiment.estimate import over_seeds, per_piece, ratio
-from experiment.records import read_rows
+from experiment.records import read_json, read_rows
 from experiment.settings import SettingsError
 
-MEMORY = "out of memory"  # how the error of a cell begins that another machine may know better
+# How the errors of cells begin that are tried again: another machine has more memory, a copy the checkpoint.
+MEMORY, CHECKPOINT = "out of memory", "no checkpoint"
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("attention/*.py", "models/*.py", "tasks/*.py", *(f"experiment/{n}.py" for n in ("judging", "exams", "cells")))
 
 
 class Cells:
     """The lines of `cells.jsonl`: cells that are known by what they depend on, and are not judged again.
 
-    A stop at any moment leaves whole lines and at most one broken one, which is cut off. Cells that ran out of memory
-    are forgotten, so that they are tried again.
+    A stop at any moment leaves whole lines and at most one broken one, which is cut off. Cells that ran out of memory,
+    or whose checkpoint was missing, are forgotten, so that they are tried again.
 
     Args:
       folder: where the file lies, made if missing.
@@ -45,7 +52,9 @@ class Cells:
             raise SettingsError(
                 f"{self.path}: holds lines that are no cells; remove it to have all judged again"
             ) from None
-        self.known = {key: cell for key, cell in self.known.items() if not (cell["error"] or "").startswith(MEMORY)}
+        passing = [key for key, cell in self.known.items() if (cell["error"] or "").startswith((MEMORY, CHECKPOINT))]
+        for key in passing:
+            del self.known[key]
 
     def get(self, key):
         """The cell of a fingerprint, None if it is not known."""
@@ -72,6 +81,40 @@ def fingerprint(**settings):
     True
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def code_version(root=ROOT):
+    """Fingerprint of jax's version and of the code that judges, so that an edit of a model or task counts.
+
+    Args:
+      root: folder of the packages.
+    """
+    digest = hashlib.sha256(version("jax").encode())
+    for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def checkpoint_of(workdir, label, result):
+    """Fingerprint of the checkpoint of a finished run, None if it is missing, the reason if training failed."""
+    folder = comparison.folder(workdir, label, result["seed"]) / "checkpoints"
+    return result["error"] or (read_json(folder / f"{result['steps']}.json") or {}).get("sha256")
+
+
+def checkpoints(workdir, results):
+    """Fingerprint of all checkpoints that a run has: what `checkpoints` of evaluation.json holds.
+
+    Args:
+      workdir: folder of the run.
+      results: from `comparison.results`.
+    """
+    found = {
+        f"{label}/{result['seed']}": checkpoint_of(workdir, label, result)
+        for label, some in results.items()
+        for result in some
+    }
+    return fingerprint(checkpoints=found)
 
 
 def judged(rows, owners, groups, edges):

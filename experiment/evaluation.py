@@ -2,15 +2,27 @@
 
 import datetime
 
-from experiment import comparison, settings
-from experiment.cells import MEMORY, Cells, combined, effective_length, fingerprint, judged
+from experiment import answers, comparison, settings
+from experiment.cells import (
+    CHECKPOINT,
+    MEMORY,
+    Cells,
+    checkpoint_of,
+    checkpoints,
+    code_version,
+    combined,
+    effective_length,
+    fingerprint,
+    judged,
+)
 from experiment.findings import metric_words
-from experiment.records import read_json
 from experiment.settings import SettingsError
 
+TOKEN_BYTES = 16  # of what is asked, at least: the token, its label, weight and place
 
-def run(plan, workdir, results, answer, progress):
-    """Judges what is not known yet, and returns what evaluation.json holds, but for the command.
+
+def run(plan, workdir, results, answer, progress, command):
+    """Judges what is not known yet, and returns what evaluation.json holds of it.
 
     Args:
       plan: the `Plan`.
@@ -19,9 +31,10 @@ def run(plan, workdir, results, answer, progress):
       answer: (name, config, result, exam, length, asked) -> (rows as `Exam.score`, seconds, device); raises ValueError
         or NotImplementedError for what the model cannot do, and MemoryError.
       progress: an `experiment.progress.Progress`, one step a cell.
+      command: the command line, which each task is told with.
 
     Raises:
-      SettingsError: nothing at all could be judged, the data have changed, or a checkpoint is missing.
+      SettingsError: nothing at all could be judged, or the data have changed.
     """
     asked = {(exam.name, length): _ask(exam, length, plan) for exam in plan.exams for length in plan.lengths}
     found = {}
@@ -41,7 +54,25 @@ def run(plan, workdir, results, answer, progress):
     everything = [cell for some in found.values() for cell in some]
     if all(cell["mean"] is None for cell in everything):
         raise SettingsError(f"--workdir={workdir}: nothing could be judged: {everything[0]['error']}")
-    return _table(plan, workdir, found, asked)
+    shared = {"checkpoints": checkpoints(workdir, results), "code": code_version(), "command": command}
+    return _table(plan, workdir, found, asked, shared)
+
+
+def with_earlier(table, earlier):
+    """A table and the tasks of an earlier one that it lacks, as far as those still hold.
+
+    Args:
+      table: from `run`.
+      earlier: the content of evaluation.json, None if there is none.
+
+    Returns:
+      (the table, names of tasks left out, because checkpoints or code have changed since).
+    """
+    now = table["tasks"][0]
+    names = [task["name"] for task in table["tasks"]]
+    others = [task for task in (earlier or {}).get("tasks", []) if task["name"] not in names]
+    kept = [task for task in others if all(task.get(key) == now[key] for key in ("checkpoints", "code"))]
+    return table | {"tasks": table["tasks"] + kept}, [task["name"] for task in others if task not in kept]
 
 
 def _ask(exam, length, plan):
@@ -49,6 +80,9 @@ def _ask(exam, length, plan):
     refusals = [exam.refusal(config) for _, config in plan.variants.values()]
     if all(refusals):
         return refusals[0]
+    wanted, free = plan.examples * exam.tokens(length) * TOKEN_BYTES, answers.free_memory()
+    if exam.sampled and free is not None and wanted > free:
+        return f"{MEMORY}: the examples alone want {wanted / 1e9:,.1f} GB, {free / 1e9:.1f} GB are free"
     try:
         return exam.ask(length)
     except SettingsError:
@@ -61,10 +95,9 @@ def _ask(exam, length, plan):
 
 def _key(name, config, result, exam, length, asked, workdir, label):
     """The fields of a cell that are known before it is judged; `sha256` is all that its numbers depend on."""
-    folder = comparison.folder(workdir, label, result["seed"]) / "checkpoints"
-    trained = read_json(folder / f"{result['steps']}.json") or {"sha256": result["error"]}
     key = {"variant": name, "seed": result["seed"], "task": exam.name, "length": length}
-    depends = {"model": settings.as_json(config.model), "trained": [settings.size(config), trained["sha256"]]}
+    trained = [settings.size(config), checkpoint_of(workdir, label, result)]
+    depends = {"model": settings.as_json(config.model), "trained": trained, "code": code_version()}
     return key | {"sha256": fingerprint(**key, **depends, asked=getattr(asked, "sha256", asked))}
 
 
@@ -78,8 +111,8 @@ def _cell(name, config, result, exam, length, asked, answer):
         return failed | {"error": error}
     try:
         rows, seconds, device = answer(name, config, result, exam, length, asked)
-    except SettingsError:
-        raise
+    except SettingsError as error:
+        return failed | {"error": f"{CHECKPOINT}: {_line(error)}"}
     except MemoryError as error:
         return failed | {"error": f"{MEMORY}: {_line(error)}"}
     except (ValueError, NotImplementedError) as error:  # the model has parts of a fixed length
@@ -95,7 +128,7 @@ def _line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _table(plan, workdir, found, asked):
+def _table(plan, workdir, found, asked, shared):
     tasks = []
     for exam in plan.exams:
         variants, drawn = [], [asked[exam.name, length] for length in plan.lengths]
@@ -109,7 +142,8 @@ def _table(plan, workdir, found, asked):
         names = dict.fromkeys(name for each in known for name in each)
         baselines = {name: [each.get(name) for each in known] for name in names}
         metric = exam.metric | {"name": metric_words(exam.metric)}
-        told = {"name": exam.name, "metric": metric, "lengths": there}
+        told = {"name": exam.name, "metric": metric, "trained": exam.trained, "asked": plan.lengths, "lengths": there}
+        told |= {"threshold": plan.threshold, "examples": plan.examples} | shared
         tasks.append(told | {"baselines": baselines, "variants": variants})
     devices = [cell["device"] for some in found.values() for cell in some if cell["device"]]
     return {
@@ -117,9 +151,7 @@ def _table(plan, workdir, found, asked):
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": " and ".join(dict.fromkeys(devices)),
         "versions": comparison.versions(),
-        "threshold": plan.threshold,
+        "command": shared["command"],
         "trained_length": plan.trained,
-        "examples": plan.examples,
-        "lengths": plan.lengths,
         "tasks": tasks,
     }

@@ -5,7 +5,9 @@ them, because importing it costs most of a second. A variant keeps its colour an
 """
 
 import math
+import textwrap
 
+from experiment.evaluation_findings import interval
 from experiment.figures import compact_length, legend_below
 from experiment.findings import number
 from experiment.look import FAINT, INK, MUTED, PALETTE, new_figure, series, shorten, styled
@@ -16,38 +18,68 @@ _TRAINED = {"color": MUTED, "linewidth": 1.2, "linestyle": "-"}
 _THRESHOLD = {"color": INK, "linewidth": 1, "linestyle": (0, (5, 3))}
 _BASELINE = {"color": MUTED, "linewidth": 1, "linestyle": (0, (1, 2))}
 _CELL = (0.56, 0.3)  # width and height of a cell of a heat map, in inches
+_LONGEST = 70  # characters of a name, under a chart over length
 _PART = (3.4, 2.5)  # width and height of one chart by position, in inches
 
 
 @styled
 def by_length(evaluation, task):
-    """The metric over length on a log axis: a line and error bars a variant; threshold and baselines lie across.
+    """The metric over length on a log axis: a line and intervals a variant; threshold and baselines lie across.
 
     Args:
-      evaluation: the content of evaluation.json, for lengths, threshold and the length of training.
+      evaluation: the content of evaluation.json, for the length of training.
       task: one of its tasks.
     """
     figure, axes = new_figure(6.8, 4.0)
     axes.set_xscale("log", base=2)
-    spans = []
+    spans, names = [], _labels(task)
     for i, variant in enumerate(task["variants"]):
         cells = [cell for cell in variant["cells"] if number(cell, "mean") is not None]
         if cells:
-            x, y, errors = ([cell["length"] for cell in cells], *_numbers(cells))
+            x, y, ends = [c["length"] for c in cells], [c["mean"] for c in cells], [_ends(task, c) for c in cells]
+            bars = [[abs(end[side] - mean) for mean, end in zip(y, ends, strict=True)] for side in (0, 1)]
             style = series(i, line=True, ms=5)
-            axes.errorbar(x, y, errors, capsize=2, elinewidth=1, label=shorten(variant["name"]), **style)
-            spans += [value + sign * error for value, error in zip(y, errors, strict=True) for sign in (-1, 1)]
+            axes.errorbar(x, y, bars, capsize=2, elinewidth=1, label=names[i], **style)
+            spans += [value for pair in ends for value in pair]
     if not spans:
         return None
     axes.set_ylim(_limits(task, spans))
     _draw_lines(axes, evaluation, task)
-    lengths = evaluation["lengths"]
-    axes.set_xlim(lengths[0] / 2**0.25, lengths[-1] * 2**0.25)
-    axes.set_xticks(lengths, [compact_length(length) for length in lengths], minor=False)
+    lengths = task["asked"]
+    pad = (lengths[-1] / lengths[0]) ** 0.05 if len(lengths) > 1 else 2
+    axes.set_xlim(lengths[0] / pad, lengths[-1] * pad)
+    axes.set_xticks(lengths, _apart(lengths), minor=False)
     axes.xaxis.minorticks_off()
     axes.set(xlabel="length T", ylabel=task["metric"]["name"])
     legend_below(figure, axes)
     return figure
+
+
+def _labels(task):
+    """Names of the variants, shortened as far as that leaves them different."""
+    names = [shorten(variant["name"]) for variant in task["variants"]]
+    return names if len(set(names)) == len(names) else [shorten(v["name"], _LONGEST) for v in task["variants"]]
+
+
+def _ends(task, cell):
+    """The ends of a cell's interval, its mean where it has none."""
+    return interval(task["metric"], cell) or (cell["mean"], cell["mean"])
+
+
+def _apart(lengths, characters=70):
+    """Labels of lengths on a log axis of so many characters; empty where one would touch the label before it.
+
+    >>> _apart([60, 61, 70, 128])
+    ['60', '', '70', '128']
+    """
+    scale = characters / (1.1 * math.log2(lengths[-1] / lengths[0]) or 1)
+    labels, free = [], -math.inf
+    for length in lengths:
+        label, place = compact_length(length), scale * math.log2(length)
+        fits = place - len(label) / 2 >= free
+        labels.append(label if fits else "")
+        free = place + len(label) / 2 + 1 if fits else free
+    return labels
 
 
 @styled
@@ -68,11 +100,13 @@ def heat_maps(task, name):
     columns = min(len(variants), 3)
     rows = math.ceil(len(variants) / columns)
     width, height = _heat_size(len(variants[0]["cells"]), places)
-    figure, _ = new_figure(width * columns, (height + 0.25) * rows + 0.6)
+    titles = [textwrap.fill(label, 24) for label in _labels(task)]
+    height += 0.1 + 0.15 * max(title.count("\n") + 1 for title in titles)
+    figure, _ = new_figure(width * columns, height * rows + 0.6)
     figure.clear()
     drawn = []
-    for index, variant in enumerate(variants):
-        axes = figure.add_subplot(rows, columns, index + 1, title=shorten(variant["name"], 24 if columns > 1 else 40))
+    for index, title in enumerate(titles):
+        axes = figure.add_subplot(rows, columns, index + 1, title=title)
         drawn.append((axes, draw_heat_map(axes, task, index, name, places)))
     bar = figure.colorbar(drawn[0][1], ax=[axes for axes, _ in drawn], location="bottom", aspect=50, shrink=0.5)
     bar.set_label(task["metric"]["name"])
@@ -111,7 +145,9 @@ def draw_heat_map(axes, task, index, name, places):
             axes.text(
                 x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=6.5 if missing else 8, color=color, bbox=box
             )
-    axes.set_xticks([x + 0.5 for x in range(len(cells))], [compact_length(cell["length"]) for cell in cells])
+    lengths = [compact_length(cell["length"]) for cell in cells]
+    turn = 45 if max(map(len, lengths)) > 6 else 0  # more characters than a cell is wide
+    axes.set_xticks([x + 0.5 for x in range(len(cells))], lengths, rotation=turn)
     axes.set_yticks([y + 0.5 for y in range(len(places))], [shorten(label, 18) for label in places])
     axes.set(xlabel="length T", ylabel=name, ylim=(len(places), 0), xlim=(0, len(cells)))
     axes.grid(visible=False)
@@ -166,7 +202,7 @@ def shares(task, values) -> bool:
 
 @styled
 def by_position(evaluation, task, length):
-    """The metric along the positions of one length, a line a variant and a band of one standard error; or None."""
+    """The metric along the positions of one length, a line a variant and its interval as a band; or None."""
     if not _positions(task, length):
         return None
     figure, axes = new_figure(*_PART)
@@ -177,7 +213,7 @@ def by_position(evaluation, task, length):
 @styled
 def by_position_all(evaluation, task):
     """`by_position` of every length in one figure, with a legend; None where no length has any."""
-    lengths = [length for length in evaluation["lengths"] if _positions(task, length)]
+    lengths = [length for length in task["asked"] if _positions(task, length)]
     if not lengths:
         return None
     columns = min(len(lengths), 3)
@@ -206,31 +242,32 @@ class _Everyone:
 
 
 def _positions(task, length):
-    """(i, positions) of the variants that have any at this length."""
+    """(i, cell) of the variants that have any at this length."""
     found = []
     for i, variant in enumerate(task["variants"]):
         for cell in variant["cells"]:
             places = cell.get("positions") if cell["length"] == length else None
             if places and any(number({"y": y}, "y") is not None for y in places["mean"]):
-                found.append((i, places))
+                found.append((i, cell))
     return found
 
 
 def _draw_positions(axes, evaluation, task, length):
     axes.set_xscale("log", base=2)
-    lengths = [each for each in evaluation["lengths"] if _positions(task, each)]
-    spans = [y for each in lengths for _, places in _positions(task, each) for y in places["mean"] if y is not None]
-    for i, places in _positions(task, length):
+    lengths = [each for each in task["asked"] if _positions(task, each)]
+    drawn = [cell["positions"]["mean"] for each in lengths for _, cell in _positions(task, each)]
+    spans, names = [y for means in drawn for y in means if y is not None], _labels(task)
+    for i, cell in _positions(task, length):
+        places = cell["positions"]
         edges = zip(places["edges"], places["edges"][1:], strict=False)
-        rows = [
-            ((start + 1 + end) / 2, mean, error or 0)  # the middle of a stretch; the first position is 1
+        rows = [  # the middle of a stretch; the first position is 1
+            ((start + 1 + end) / 2, mean, *_ends(task, cell | {"mean": mean, "stderr": error}))
             for (start, end), mean, error in zip(edges, places["mean"], places["stderr"], strict=True)
             if mean is not None
         ]
-        x, y, errors = map(list, zip(*rows, strict=True))
-        low, high = ([v + sign * e for v, e in zip(y, errors, strict=True)] for sign in (-1, 1))
+        x, y, low, high = map(list, zip(*rows, strict=True))
         axes.fill_between(x, low, high, color=PALETTE[i % len(PALETTE)], alpha=0.15, linewidth=0)
-        axes.plot(x, y, label=shorten(task["variants"][i]["name"]), **series(i, line=True, ms=3) | {"linewidth": 1.3})
+        axes.plot(x, y, label=names[i], **series(i, line=True, ms=3) | {"linewidth": 1.3})
     low, high = min(spans), max(spans)
     pad = 0.05 * (high - low) or 0.5
     axes.set_ylim(low - pad, high + pad)
@@ -241,10 +278,6 @@ def _draw_positions(axes, evaluation, task, length):
     axes.set_xticks([2**n for n in powers], [compact_length(2**n) for n in powers], minor=False)
     axes.xaxis.minorticks_off()
     axes.set(xlabel="position", ylabel=task["metric"]["name"])
-
-
-def _numbers(cells):
-    return [cell["mean"] for cell in cells], [number(cell, "stderr") or 0 for cell in cells]
 
 
 def _limits(task, spans):
@@ -267,15 +300,15 @@ def _draw_lines(axes, evaluation, task):
     if trained := evaluation.get("trained_length"):
         axes.axvline(trained, **_TRAINED, zorder=0)
         across = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "bottom", "ha": "right"}
-        if evaluation["lengths"][0] <= trained <= evaluation["lengths"][-1]:
+        if task["asked"][0] <= trained <= task["asked"][-1]:
             axes.annotate("trained", (trained, 0.02), (-1, 0), **across, **named)
     right = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "center"}
-    if task["metric"]["higher_is_better"] and low <= evaluation["threshold"] <= high:
-        axes.axhline(evaluation["threshold"], **_THRESHOLD, zorder=0)
-        axes.annotate(f"threshold {evaluation['threshold']:g}", (1, evaluation["threshold"]), (4, 0), **right, **named)
+    if task["metric"]["higher_is_better"] and low <= task["threshold"] <= high:
+        axes.axhline(task["threshold"], **_THRESHOLD, zorder=0)
+        axes.annotate(f"threshold {task['threshold']:g}", (1, task["threshold"]), (4, 0), **right, **named)
     taken = []
     for name, values in task["baselines"].items():
-        known = [(x, y) for x, y in zip(evaluation["lengths"], values, strict=True) if y is not None]
+        known = [(x, y) for x, y in zip(task["asked"], values, strict=True) if y is not None]
         known = [(x, y) for x, y in known if low <= y <= high]
         if not known:
             continue
@@ -290,7 +323,7 @@ def _draw_lines(axes, evaluation, task):
 
 def _heat_size(columns, places):
     margin = 0.75 + 0.065 * max((len(shorten(label, 18)) for label in places), default=0)
-    return margin + _CELL[0] * columns, 0.55 + _CELL[1] * len(places)
+    return max(margin + _CELL[0] * columns, _PART[0]), 0.55 + _CELL[1] * len(places)
 
 
 def _legible(color):

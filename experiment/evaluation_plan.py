@@ -1,6 +1,8 @@
 """What an evaluation at many lengths is told: its flags, the variants with a field swept, the exams, the lengths."""
 
+import itertools
 import pkgutil
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -19,7 +21,11 @@ FLAGS = {
     ),
     "examples": (flags.DEFINE_integer, 64, "rows of each task and length"),
     "threshold": (flags.DEFINE_float, 0.85, "what counts as solved: the effective length is the longest one above it"),
-    "sweep": (flags.DEFINE_string, "", "judge with each value of a field: model.attention.num_hashes:1,2,4,8"),
+    "sweep": (
+        flags.DEFINE_multi_string,
+        [],
+        "judge with each value of a field: model.attention.num_hashes:1,2,4,8; of several fields with all combinations",
+    ),
 }
 
 
@@ -112,36 +118,50 @@ def _chosen(text, variants, results):
     return {label: variants[label] for label in results if label in labels}
 
 
-def sweep(text, variants):
-    """The variants that are judged: each that has the field once for each value, the others as they were trained.
+class Swept(NamedTuple):
+    """A field that is swept: the flag as it was given, the names that lead to it in `model`, and its values."""
+
+    flag: str
+    path: tuple[str, ...]
+    items: list[str]
+
+
+def sweep(texts, variants):
+    """The variants that are judged: each with all combinations of the values of those swept fields that it has.
 
     Args:
-      text: the flag, "model.FIELD:VALUE,VALUE"; empty changes nothing.
+      texts: the flags, "model.FIELD:VALUE,VALUE" each.
       variants: label -> config.
 
     Returns:
-      name -> (label, config).
+      name -> (label, config). Names say the fields that have several values, or if none has, all.
 
     Raises:
-      SettingsError: no such field, a value that cannot be, or that would change the shape of a parameter.
+      SettingsError: no such field, one given twice, a value that cannot be, or that would change the shape of a
+        parameter.
     """
-    if not text:
-        return {label: (label, config) for label, config in variants.items()}
-    path, _, items = text.partition(":")
-    part, *field = path.split(".")
-    if part != "model" or not field or not items:
-        raise SettingsError(f"--sweep={text}: want model.FIELD:VALUE,VALUE, such as model.attention.num_hashes:1,2,4")
-    having = [label for label, config in variants.items() if _field(config.model, field) is not None]
-    if not having:
-        raise SettingsError(f"--sweep={text}: none of {', '.join(variants)} has the field {path}")
+    swept = [_swept(text, variants) for text in texts]
+    for each in swept:
+        if sum(each.path == other.path for other in swept) > 1:
+            raise SettingsError(f"{each.flag}: want each field once; give all of its values in one flag")
     found = {}
     for label, config in variants.items():
-        if label not in having:
-            found[label] = label, config
-            continue
-        for item in _listed("sweep", items):
-            found[f"{label} {field[-1]}={item}"] = label, _changed(config, field, item, f"--sweep={text}: {label}")
+        own = [each for each in swept if _field(config.model, each.path) is not None]
+        named = [each for each in own if len(each.items) > 1] or own
+        for items in itertools.product(*(each.items for each in own)):
+            words = [f"{each.path[-1]}={item}" for each, item in zip(own, items, strict=True) if each in named]
+            found[" ".join([label, *words])] = label, _changed(label, config, own, items)
     return found
+
+
+def _swept(text, variants):
+    where, _, items = text.partition(":")
+    part, *path = where.split(".")
+    if part != "model" or not path or not items:
+        raise SettingsError(f"--sweep={text}: want model.FIELD:VALUE,VALUE, such as model.attention.num_hashes:1,2,4")
+    if all(_field(config.model, path) is None for config in variants.values()):
+        raise SettingsError(f"--sweep={text}: none of {', '.join(variants)} has the field {where} with a single value")
+    return Swept(f"--sweep={text}", tuple(path), _listed("sweep", items))
 
 
 def _field(tree, path):
@@ -151,24 +171,32 @@ def _field(tree, path):
     return tree if isinstance(tree, (bool, int, float, str)) else None
 
 
-def _changed(config, path, item, what):
-    old = _field(config.model, path)
-    try:
-        value = {"True": True, "False": False}[item] if isinstance(old, bool) else type(old)(item)
-    except (ValueError, KeyError):
-        raise SettingsError(f"{what}: want {type(old).__name__} values, got {item!r}") from None
+def _changed(label, config, swept, items):
+    """The config with a value for each swept field."""
+    if not swept:
+        return config
     new = ConfigDict(config.to_dict())
-    tree = new.model
-    for name in path[:-1]:
-        tree = tree[name]
-    tree[path[-1]] = value
+    for each, item in zip(swept, items, strict=True):
+        tree = new.model
+        for name in each.path[:-1]:
+            tree = tree[name]
+        tree[each.path[-1]] = _value(_field(config.model, each.path), item, f"{each.flag}: {label}")
+    what = f"{' '.join(each.flag for each in swept)}: {label}"
     try:
         check_model(new.model, settings.size(new) or 1024)
     except ValueError as error:
         raise SettingsError(f"{what}: {error}") from error
     if _shapes(new) != _shapes(config):
-        raise SettingsError(f"{what}: {item} changes the shape of a trained parameter; train such a model instead")
+        raise SettingsError(f"{what}: {', '.join(items)} changes the shape of a trained parameter; train such a model")
     return FrozenConfigDict(new)
+
+
+def _value(old, item, what):
+    """A value of the type that the field has."""
+    try:
+        return {"True": True, "False": False}[item] if isinstance(old, bool) else type(old)(item)
+    except (ValueError, KeyError):
+        raise SettingsError(f"{what}: want {type(old).__name__} values, got {item!r}") from None
 
 
 def _shapes(config):

@@ -48,6 +48,7 @@ class Exam(NamedTuple):
       refusal: the config of a variant -> why it cannot be asked, "" if it can.
       sampled: whether `ask` takes as many examples as it is told to; else it takes all there are.
       edges: length -> the places that stretches begin and end at, or None.
+      trained: whether the run was trained on it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Exam(NamedTuple):
     refusal: Callable
     sampled: bool = True
     edges: Callable | None = None
+    trained: bool = False
 
 
 def own(config):
@@ -80,7 +82,8 @@ def find(names, config, examples, data_sha256):
       SettingsError: an unknown name.
     """
     corpus = functools.cache(lambda: _own_corpus(config, data_sha256))
-    return [_exam(name, config, examples, corpus) for name in names]
+    trained = {*own(config), *(TEXT_EXAMS if config.task == "text" else ())}
+    return [_exam(name, config, examples, corpus)._replace(trained=name in trained) for name in names]
 
 
 def _exam(name, config, examples, corpus):

@@ -2,23 +2,23 @@
 
 from html import escape
 
-from experiment.findings import compact, listed, quality, sign, with_error
+from experiment.findings import compact, listed, quality, sign, strongest_baseline, with_error
 from experiment.page import section, whole_page
 from experiment.report_table import marked
 from experiment.table import PEAK_MEMORY
 
-# How a row stands to the best one.
-BEST, LEVEL, OPEN = "best", "not told apart", "no error bar"
-# What runs may differ in though they answer the same task: told only where they do.
-FACTS = ("length", "steps", "device")
-_MARKS = {BEST: "best", LEVEL: "tie"}
+# How a row stands to the best one, and to the baselines of its own run.
+BEST, LEVEL, OPEN, WEAK = "best", "not told apart", "no error bar", "no better than a baseline"
+# What runs may differ in though they answer the same task.
+FACTS = ("length", "steps", "seeds", "device")
+_MARKS = {BEST: "best", LEVEL: "tie", WEAK: "bad"}
 _HINT = (
-    "Best first. Quality, speed and memory are those of each run's own comparison; runs may have had different "
-    "budgets, and speeds of different devices cannot be compared."
+    "Quality, speed and memory are those of each run's own comparison; runs may have had different budgets, and speeds "
+    "of different devices cannot be compared. Best first; a click on the head of a column sorts by it."
 )
 _EFFECTIVE = (
     "The effective length is the longest length asked such that it and every shorter one reach the threshold; ≥ says "
-    "that it is the longest of all asked, none that the shortest one fails, a dash that the task was not asked."
+    "that it is the longest of all asked, none that the shortest one fails, a dash that nothing is known."
 )
 
 
@@ -28,58 +28,99 @@ def page(table) -> str:
     Args:
       table: from `experiment.leaderboard.collect`.
     """
-    body = [_lead(table), *(_section(i, group) for i, group in enumerate(table["tables"])), _unfinished(table)]
+    body = [_lead(table), *(_section(i, group) for i, group in enumerate(table["tables"])), _left_out(table)]
     return whole_page("Leaderboard", body)
+
+
+def left_out(table) -> list[tuple[str, str, str]]:
+    """What is not ranked, as (kind, run, why); kinds are "unfinished", "outdated" and "passed over"."""
+    unfinished = [("unfinished", each["run"], f"missing {', '.join(each['missing'])}") for each in table["unfinished"]]
+    passed = [("passed over", each["run"], each["why"]) for each in table["passed_over"]]
+    outdated = []
+    for each in table["outdated"]:
+        again = f"; to judge again: {each['command']}" if each["command"] else ""
+        why = f"effective lengths on {each['task']} are of other checkpoints than the run has now{again}"
+        outdated.append(("outdated", each["run"], why))
+    return unfinished + outdated + passed
 
 
 def _lead(table):
     runs = dict.fromkeys(row["run"] for group in table["tables"] for row in group["rows"])
-    count, tasks = len(runs), len(table["tables"])
-    what = f"{count} {'run' if count == 1 else 'runs'} on {tasks} {'task' if tasks == 1 else 'tasks'}."
-    told = "".join(f"<dt>{escape(_title(group))}</dt><dd>{escape(_words(group))}</dd>" for group in table["tables"])
+    count, tables = len(runs), len(table["tables"])
+    what = f"{count} {'run' if count == 1 else 'runs'} on {tables} {'task' if tables == 1 else 'tasks'}. {_HINT}"
+    told = "".join(
+        f'<dt><a href="#table_{i}" style="color: var(--accent)">{escape(group["title"])}</a></dt>'
+        f"<dd>{escape(_words(group))}</dd>"
+        for i, group in enumerate(table["tables"])
+    )
     top = '<p class="kicker">Attention comparison</p><h1>Leaderboard</h1>'
-    return f'<header>{top}<p class="what">{escape(what)}</p></header>\n<dl class="findings">{told}</dl>'
-
-
-def _title(group):
-    """The task, with the name of its data where that says more."""
-    return group["task"] if group["name"] == group["task"] else f"{group['task']}: {group['name']}"
+    tasks = f'<dl class="facts" style="margin-top: 26px">{told}</dl>'
+    return f'<header>{top}<p class="what">{escape(what)}</p></header>\n{tasks}'
 
 
 def _words(group):
-    """Who leads, and who cannot be told from it."""
+    """Who leads, who cannot be told from it, and whether that is any skill."""
     scored = [row for row in group["rows"] if quality(row) is not None]
     if not scored:
         return "No variant has a quality."
     name = lambda row: f"{row['variant']} of {row['run']}"  # noqa: E731
-    text = f"{name(scored[0])} has the best {group['metric']['name']}: {with_error(scored[0])}"
-    level = [name(row) for row in scored[1:] if row["standing"] in (BEST, LEVEL)]
+    best, metric = scored[0], group["metric"]["name"]
+    if best["standing"] == WEAK:
+        lines = {line["name"]: line["value"] for line in group["baselines"] if line["run"] == best["run"]}
+        baseline, value = strongest_baseline({"metric": group["metric"], "baselines": lines})
+        first = f"{name(best)} comes first in {metric}, {with_error(best)}"
+        return f"{first}, but is no better than the {baseline} baseline of its run, {value:.3f}."
+    text = f"{name(best)} has the best {metric}: {with_error(best)}"
+    level = [name(row) for row in scored[1:] if row["standing"] == LEVEL]
     return text + (f"; {listed(level)} cannot be told apart from it." if level else ".")
 
 
 def _section(i, group):
-    better = "higher" if group["metric"]["higher_is_better"] else "lower"
+    better, order = ("higher", "descending") if group["metric"]["higher_is_better"] else ("lower", "ascending")
     columns = _columns(group)
     head = [("variant", "run"), (group["metric"]["name"], f"{better} is better")] + [c[:2] for c in columns]
     head = [f"<span>{escape(title)}</span> <small>{escape(small)}</small>" for title, small in head]
-    top = "".join(f'<th scope="col"><button type="button">{text}</button></th>' for text in head)
+    sort = ["", f' aria-sort="{order}"', *[""] * len(columns)]
+    top = "".join(
+        f'<th scope="col"{mark}><button type="button">{text}</button></th>'
+        for text, mark in zip(head, sort, strict=True)
+    )
     rows = "".join(_row(row, columns) for row in group["rows"])
     lines = "".join(
         f'<tr><th scope="row">{escape(name)} <small>baseline{escape(of)}</small></th><td>{value}</td>'
         f"{'<td></td>' * len(columns)}</tr>"
         for name, of, value in _lines(group)
     )
-    key = '± one standard error &ensp; <span class="best">best</span>'
-    if any(row["standing"] == LEVEL for row in group["rows"]):
-        key += f' &ensp; <span class="tie">{LEVEL}</span> from the best: within one standard error of the difference'
+    standings = {row["standing"] for row in group["rows"]}
+    key = ["± one standard error"]
+    key += ['<span class="best">best</span>'] if BEST in standings else []
+    if LEVEL in standings:
+        key.append(f'<span class="tie">{LEVEL}</span> from the best: within two standard errors of the difference')
     if any(row["effective_length"] for row in group["rows"]):
-        key += f"<br>{_EFFECTIVE}"
+        key.append(f"<br>{_EFFECTIVE}")
     body = (
-        f'<div class="table" tabindex="0" role="region" aria-label="{escape(_title(group))}"><table>'
+        f'<div class="table" tabindex="0" role="region" aria-label="{escape(group["title"])}"><table>'
         f'<thead><tr>{top}</tr></thead><tbody>{rows}</tbody><tbody class="baselines">{lines}</tbody></table></div>'
-        f'<p class="key">{key}</p>'
+        f'<p class="key">{" &ensp; ".join(key)}</p>'
     )
-    return section(f"table_{i}", escape(_title(group)), _HINT, body)
+    return section(f"table_{i}", escape(group["title"]), escape(_shared(group)), body)
+
+
+def _shared(group):
+    """The facts in which all rows agree: "length 64, 300 steps, 3 seeds, a device"."""
+    row = group["rows"][0]
+    words = {
+        "length": f"{group['size']} {row['length']:,}",
+        "steps": f"{row['steps'] or 0:,.0f} steps",
+        "seeds": f"{row['seeds']} {'seed' if row['seeds'] == 1 else 'seeds'}",
+        "device": row["device"],
+    }
+    return ", ".join(text for name, text in words.items() if row[name] and not _differ(group, name))
+
+
+def _differ(group, name):
+    """Whether a fact tells the variants apart; those that failed have no say."""
+    return len({str(row[name]) for row in group["rows"] if quality(row) is not None}) > 1
 
 
 def _columns(group):
@@ -88,13 +129,13 @@ def _columns(group):
     columns = [("parameters", "", *_plain("parameters", compact))]
     columns += [(title, f"{group['unit']}/s", *_plain(name, compact)) for title, name in speeds]
     columns.append(("peak memory", PEAK_MEMORY.unit, PEAK_MEMORY.text, PEAK_MEMORY.of))
-    for task, threshold in dict.fromkeys(
-        (task, cell["threshold"]) for row in group["rows"] for task, cell in row["effective_length"].items()
-    ):
-        columns.append((task, f"effective length at {threshold:g}", *_reach(task, threshold)))
+    asked = {(t, c["threshold"], c["trained"]) for row in group["rows"] for t, c in row["effective_length"].items()}
+    for task, threshold, trained in sorted(asked, key=lambda key: (not key[2], *key)):
+        unit = f"effective length at {threshold:g}{'' if trained else ', not trained on it'}"
+        columns.append((task, unit, *_reach(task, threshold, trained)))
     for name in FACTS:
-        if len({str(row[name]) for row in group["rows"]}) > 1:
-            columns.append((name, "", *_fact(group, name)))
+        if _differ(group, name):
+            columns.append((group["size"] if name == "length" else name, "", *_fact(group, name)))
     return columns
 
 
@@ -107,14 +148,14 @@ def _plain(name, show):
 
 def _fact(group, name):
     words = sorted({str(row[name]) for row in group["rows"]})
-    text, value = _plain(name, lambda value: value if isinstance(value, str) else f"{value:,g}")
+    text, value = _plain(name, lambda value: value if isinstance(value, str) else f"{value:,.0f}")
     return text, lambda row: words.index(row[name]) if isinstance(row[name], str) else value(row)
 
 
-def _reach(task, threshold):
+def _reach(task, threshold, trained):
     def cell(row):
         found = row["effective_length"].get(task)
-        return found if found and found["threshold"] == threshold else None
+        return found if found and (found["threshold"], found["trained"]) == (threshold, trained) else None
 
     def text(row):
         found = cell(row)
@@ -127,15 +168,13 @@ def _reach(task, threshold):
 
 def _row(row, columns):
     label = f"{escape(row['variant'])}<small>{escape(row['run'])}</small>"
-    score = (
-        f'<td data-value=""><span class="bad">failed</span><small>{escape(row["error"] or "no quality")}</small></td>'
-    )
+    score, mark, note = "failed", "bad", row["error"] or "no quality"
     if quality(row) is not None:
-        note = f"<small>{OPEN}</small>" if row["standing"] == OPEN else ""
-        weak = row["beats_baselines"] is False
-        note = "<small>no better than a baseline</small>" if weak else note
-        mark = marked(with_error(row), "bad" if weak else _MARKS.get(row["standing"], ""))
-        score = f'<td data-value="{quality(row)}">{mark}{note}</td>'
+        score, mark = with_error(row), _MARKS.get(row["standing"], "")
+        note = row["standing"] if row["standing"] in (OPEN, WEAK) else ""
+    note = note and f'<small style="text-align: right">{escape(note)}</small>'
+    by = "" if quality(row) is None else quality(row)
+    score = f'<td data-value="{by}">{marked(score, mark)}{note}</td>'
     cells = ""
     for _, _, text, value in columns:
         by = value(row)
@@ -158,12 +197,8 @@ def _lines(group):
     ]
 
 
-def _unfinished(table):
-    if not table["unfinished"]:
-        return ""
-    told = "".join(
-        f"<dt>{escape(run['run'])}</dt><dd>missing: {escape(', '.join(run['missing']))}</dd>"
-        for run in table["unfinished"]
-    )
-    hint = "The same train.py command goes on with a run that was stopped."
-    return section("unfinished", "Not finished", hint, f'<dl class="facts">{told}</dl>')
+def _left_out(table):
+    left = left_out(table)
+    told = "".join(f"<dt>{escape(run)}</dt><dd>{kind}: {escape(why)}</dd>" for kind, run, why in left)
+    hint = "The same train.py command goes on with a run that was stopped." if table["unfinished"] else ""
+    return section("left_out", "Left out", hint, f'<dl class="facts">{told}</dl>') if left else ""

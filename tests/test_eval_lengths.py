@@ -68,9 +68,10 @@ def test_text_beyond_training_and_what_cannot_go_there(workdir, capsys):
     assert judge(workdir, "--tasks=extrapolation,extrapolation_sliding", "--lengths=16,5,24") == 0
     out = capsys.readouterr().out
     found = read_json(workdir / "evaluation.json")
-    assert found["lengths"] == [5, 16, 24] and found["trained_length"] == 16
+    assert found["trained_length"] == 16
     assert found["command"].startswith("python eval.py --workdir=") and found["device"]
     side, sliding = found["tasks"]
+    assert side["asked"] == [5, 16, 24] and side["trained"] and sliding["trained"]
     assert side["metric"] == {"name": "bits per byte", "higher_is_better": False}
     assert side["baselines"]["uniform"] == [8.0] * 3
     learned, lsh = side["variants"]
@@ -113,7 +114,7 @@ def test_recall_of_a_model_of_text_and_a_sweep(workdir):
     found = read_json(workdir / "evaluation.json")
     mqar, text = found["tasks"]
     assert [v["name"] for v in mqar["variants"]] == ["learned", "lsh num_hashes=1", "lsh num_hashes=3"]
-    assert mqar["metric"]["higher_is_better"] and found["threshold"] == 0.0
+    assert mqar["metric"]["higher_is_better"] and mqar["threshold"] == 0.0 and not mqar["trained"]
     assert [v["effective_length"] for v in mqar["variants"]] == [None, 32, 32]
     assert means(text["variants"][1]) != means(text["variants"][2])
     assert mqar["variants"][1]["cells"][0]["examples"] == 9
@@ -127,6 +128,19 @@ def test_the_same_command_judges_nothing_again(workdir, monkeypatch):
     assert judge(workdir, *flags) == 0
     assert read_json(workdir / "evaluation.json") | {"date": 0} == before | {"date": 0}
     assert (workdir / "evaluation" / "cells.jsonl").read_bytes() == cells
+
+
+def test_a_later_command_keeps_the_tasks_of_an_earlier_one(workdir, monkeypatch, capsys):
+    assert judge(workdir, "--tasks=mqar", "--lengths=32", "--examples=3") == 0
+    assert judge(workdir, "--tasks=extrapolation", "--lengths=16") == 0
+    text, mqar = read_json(workdir / "evaluation.json")["tasks"]
+    assert (text["name"], mqar["name"], mqar["examples"]) == ("extrapolation", "mqar", 3)
+    assert "--tasks=mqar" in mqar["command"] and "--tasks=mqar" not in text["command"]
+    assert "mqar" in (workdir / "evaluation.csv").read_text() and "left out" not in capsys.readouterr().err
+    monkeypatch.setattr("experiment.evaluation.code_version", lambda: "edited")
+    assert judge(workdir, "--tasks=extrapolation", "--lengths=16") == 0
+    assert [task["name"] for task in read_json(workdir / "evaluation.json")["tasks"]] == ["extrapolation"]
+    assert "warning: mqar: judged with other checkpoints or code than now, left out" in capsys.readouterr().err
 
 
 KILLED = """
@@ -187,15 +201,21 @@ def test_too_little_memory_is_stated(workdir, monkeypatch, capsys):
     assert answers.free_memory() > 10**6
 
 
-def test_a_missing_checkpoint_is_no_cell(workdir, capsys):
+def test_a_missing_checkpoint_is_stated_for_its_variant_alone(workdir, capsys):
     marker = workdir / "lsh" / "seed1" / "checkpoints" / "3.json"
     marker.rename(marker.with_suffix(".away"))
     try:
-        assert judge(workdir, "--lengths=16", "--variant=lsh") == 2
+        assert judge(workdir, "--lengths=16") == 0
+        learned, lsh = read_json(workdir / "evaluation.json")["tasks"][0]["variants"]
+        assert evaluation.main(["eval.py", f"--workdir={workdir}"]) == 0
     finally:
         marker.with_suffix(".away").rename(marker)
-    assert "wanted the checkpoint of step 3, found none" in capsys.readouterr().err
+    assert len(learned["cells"][0]["values"]) == 2 and len(lsh["cells"][0]["values"]) == 1
+    assert "wanted the checkpoint of step 3, found none" in lsh["cells"][0]["error"]
+    assert "warning: lsh: " in capsys.readouterr().err
     assert judge(workdir, "--lengths=16", "--variant=lsh") == 0
+    (lsh,) = read_json(workdir / "evaluation.json")["tasks"][0]["variants"]
+    assert len(lsh["cells"][0]["values"]) == 2
 
 
 @pytest.mark.parametrize("size", ["small", "published"])
@@ -235,14 +255,21 @@ class TestLeaderboard:
     @pytest.fixture
     def written(self, monkeypatch):
         calls = []
-        monkeypatch.setattr("experiment.leaderboard.collect", lambda folders: {"folders": folders})
+        told = {"tables": [], "unfinished": [], "outdated": [], "passed_over": []}
+        monkeypatch.setattr("experiment.leaderboard.collect", lambda folders: told | {"folders": folders})
         monkeypatch.setattr("experiment.leaderboard.write", lambda output, table: calls.append((output, table)))
         return calls
 
     def test_takes_the_folders_behind_it_but_for_its_own_files(self, written, tmp_path):
         line = ["eval.py", "--leaderboard", "runs/a", "runs/b", "runs/leaderboard.html", f"--output={tmp_path / 'new'}"]
         assert evaluation.main(line) == 0
-        assert written == [(tmp_path / "new", {"folders": [Path("runs/a"), Path("runs/b")]})]
+        ((output, table),) = written
+        assert output == tmp_path / "new" and table["folders"] == [Path("runs/a"), Path("runs/b")]
+
+    def test_writes_into_no_file(self, written, tmp_path, capsys):
+        (tmp_path / "board").write_text("")
+        assert evaluation.main(["eval.py", "--leaderboard", "runs/a", f"--output={tmp_path / 'board'}"]) == 2
+        assert "board: want a folder, found a file" in capsys.readouterr().err and written == []
 
     @pytest.mark.parametrize(
         "line, message",

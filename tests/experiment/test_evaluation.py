@@ -1,6 +1,5 @@
 """Evaluation at many lengths: cells on disk, numbers over seeds, sweeps, refusals; models here are functions."""
 
-import io
 import json
 import math
 import types
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
-from rich.console import Console
 
 from configs.compare_text import get_config
-from experiment import evaluation, evaluation_plan, evaluation_table, exams, settings
-from experiment.cells import Cells, combined, effective_length, fingerprint, judged
+from experiment import evaluation, evaluation_plan, exams, settings
+from experiment.cells import Cells, code_version, combined, effective_length, fingerprint, judged
 from experiment.records import write_json
 from experiment.settings import SettingsError
 
@@ -40,7 +38,7 @@ def plan():
         {"name": "validation accuracy", "higher_is_better": True},
         asked,
         score=None,
-        tokens=None,
+        tokens=lambda length: length,
         refusal=lambda variant: "" if variant.model.name == "transformer" else "an encoder cannot",
     )
     variants = {"one": ("one", config), "two": ("two", other)}
@@ -89,6 +87,10 @@ class Bar:
         self.cells += count
 
 
+def run(*args):
+    return evaluation.run(*args, command="python eval.py")
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "evaluation" / "cells.jsonl").read_text().splitlines()]
 
@@ -96,7 +98,7 @@ def lines(folder):
 class TestRun:
     def test_numbers_are_over_seeds_and_failures_are_stated(self, plan, results, tmp_path):
         bar = Bar()
-        table = evaluation.run(plan, tmp_path, results, Answer(), bar)
+        table = run(plan, tmp_path, results, Answer(), bar)
         (task,) = table["tasks"]
         one, two = task["variants"]
         assert task["name"] == "find" and task["metric"] == {"name": "accuracy", "higher_is_better": True}
@@ -115,7 +117,7 @@ class TestRun:
     def test_one_seed_has_the_spread_over_examples(self, plan, results, tmp_path):
         results = {"one": results["one"][:1]}
         del plan.variants["two"]
-        table = evaluation.run(plan, tmp_path, results, Answer(right=4), Bar())
+        table = run(plan, tmp_path, results, Answer(right=4), Bar())
         cell = table["tasks"][0]["variants"][0]["cells"][1]
         assert cell["stderr_over"] == "examples" and cell["values"] == [4 / 6]
         assert cell["stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0, 0], ddof=1) / math.sqrt(6))
@@ -123,55 +125,94 @@ class TestRun:
 
     def test_a_length_that_the_task_lacks_does_not_count_against_a_variant(self, plan, results, tmp_path):
         plan.exams = [plan.exams[0]._replace(ask=lambda length: asked(length) if length > 4 else asked(99))]
-        table = evaluation.run(plan, tmp_path, results, Answer(right=5), Bar())
+        table = run(plan, tmp_path, results, Answer(right=5), Bar())
         one, two = table["tasks"][0]["variants"]
         assert one["cells"][0]["error"] == "no rows of 99" and one["cells"][1]["mean"] == pytest.approx(11 / 12)
         assert one["effective_length"] == 8 and two["effective_length"] is None
-        assert table["tasks"][0]["lengths"] == [8]
+        assert table["tasks"][0]["lengths"] == [8] and table["tasks"][0]["asked"] == LENGTHS
 
     def test_what_was_judged_is_not_judged_again(self, plan, results, tmp_path):
         first, second = Answer(), Answer()
-        before = evaluation.run(plan, tmp_path, results, first, Bar())
+        before = run(plan, tmp_path, results, first, Bar())
         stored = lines(tmp_path)
-        after = evaluation.run(plan, tmp_path, results, second, Bar())
+        after = run(plan, tmp_path, results, second, Bar())
         assert len(first.calls) == 4 and second.calls == [] and lines(tmp_path) == stored and len(stored) == 12
         assert after | {"date": None} == before | {"date": None}
 
     def test_a_line_that_a_kill_cut_short_is_judged_again(self, plan, results, tmp_path):
-        evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        run(plan, tmp_path, results, Answer(), Bar())
         path = tmp_path / "evaluation" / "cells.jsonl"
         whole = path.read_bytes().splitlines(keepends=True)
         for cut in (b"".join(whole)[:-1], b"".join(whole[:2]) + whole[2][:30], whole[0][:1], b""):
             path.write_bytes(cut)
             again = Answer()
-            evaluation.run(plan, tmp_path, results, again, Bar())
+            run(plan, tmp_path, results, again, Bar())
             judged_before = sum(json.loads(line)["mean"] is not None for line in whole[: cut.count(b"\n")])
             assert len(again.calls) == 4 - judged_before and path.read_bytes() == b"".join(whole)
 
     def test_other_settings_are_other_cells(self, plan, results, tmp_path):
-        evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        run(plan, tmp_path, results, Answer(), Bar())
         write_json(tmp_path / "one" / "seed1" / "checkpoints" / "7.json", {"sha256": "trained anew"})
         retrained = Answer()
-        evaluation.run(plan, tmp_path, results, retrained, Bar())
+        run(plan, tmp_path, results, retrained, Bar())
         assert retrained.calls == [("one", 1, 4), ("one", 1, 8)]
         other = plan.exams[0]._replace(ask=lambda length: asked(length)._replace(sha256="more examples"))
         plan.exams, more = [other], Answer()
-        evaluation.run(plan, tmp_path, results, more, Bar())
+        run(plan, tmp_path, results, more, Bar())
         assert len(more.calls) == 4
+
+    def test_other_code_judges_again(self, plan, results, tmp_path, monkeypatch):
+        run(plan, tmp_path, results, Answer(), Bar())
+        monkeypatch.setattr(evaluation, "code_version", lambda: "edited")
+        again = Answer()
+        run(plan, tmp_path, results, again, Bar())
+        assert len(again.calls) == 4
+
+    def test_a_missing_checkpoint_is_stated_and_tried_again(self, plan, results, tmp_path):
+        class Gone(Answer):
+            def __call__(self, name, config, run, *args):
+                if run["seed"] == 1:
+                    raise SettingsError("checkpoints: wanted the checkpoint of step 7")
+                return super().__call__(name, config, run, *args)
+
+        cell = run(plan, tmp_path, results, Gone(), Bar())["tasks"][0]["variants"][0]["cells"][0]
+        assert cell["values"] == [0.5] and cell["error"].startswith("no checkpoint: checkpoints: wanted")
+        again = Answer()
+        run(plan, tmp_path, results, again, Bar())
+        assert again.calls == [("one", 1, 4), ("one", 1, 8)]
+
+    def test_examples_beyond_memory_are_not_drawn(self, plan, results, tmp_path, monkeypatch):
+        monkeypatch.setattr(evaluation.answers, "free_memory", lambda: 6 * 8 * evaluation.TOKEN_BYTES)
+        plan.exams = [plan.exams[0]._replace(ask=lambda length: asked(length) if length < 9 else pytest.fail("drawn"))]
+        cells = run(plan, tmp_path, results, Answer(), Bar())["tasks"][0]["variants"][0]["cells"]
+        assert cells[1]["mean"] is not None and cells[2]["error"].startswith("out of memory: the examples alone want")
+
+    def test_tasks_of_an_earlier_command_stay_while_they_hold(self, plan, results, tmp_path):
+        earlier = run(plan, tmp_path, results, Answer(), Bar())
+        plan.exams = [plan.exams[0]._replace(name="other", trained=True)]
+        table = run(plan, tmp_path, results, Answer(), Bar())
+        both, gone = evaluation.with_earlier(table, earlier)
+        assert [(t["name"], t["trained"]) for t in both["tasks"]] == [("other", True), ("find", False)] and not gone
+        assert evaluation.with_earlier(table, None) == (table, [])
+        assert evaluation.with_earlier(earlier, earlier)[0] == earlier
+        write_json(tmp_path / "two" / "seed0" / "checkpoints" / "7.json", {"sha256": "trained anew"})
+        table = run(plan, tmp_path, results, Answer(), Bar())
+        only, gone = evaluation.with_earlier(table, earlier)
+        assert only == table and gone == ["find"]
 
     def test_memory_is_tried_again_and_a_refusal_is_not(self, plan, results, tmp_path):
         with pytest.raises(SettingsError, match="nothing could be judged: out of memory: 9 GB"):
-            evaluation.run(plan, tmp_path, results, Answer(error=MemoryError("9 GB")), Bar())
+            run(plan, tmp_path, results, Answer(error=MemoryError("9 GB")), Bar())
         with pytest.raises(SettingsError, match="nothing could be judged: T is too long"):
-            evaluation.run(plan, tmp_path, results, Answer(error=ValueError("T is\ntoo long")), Bar())
+            run(plan, tmp_path, results, Answer(error=ValueError("T is\ntoo long")), Bar())
         again = Answer()
         with pytest.raises(SettingsError):
-            evaluation.run(plan, tmp_path, results, again, Bar())
+            run(plan, tmp_path, results, again, Bar())
         assert again.calls == []
 
     def test_a_diverged_seed_is_stated_beside_the_others(self, plan, results, tmp_path):
         results["one"][1]["error"] = "loss became nan"
-        table = evaluation.run(plan, tmp_path, results, Answer(), Bar())
+        table = run(plan, tmp_path, results, Answer(), Bar())
         cell = table["tasks"][0]["variants"][0]["cells"][0]
         assert cell["values"] == [0.5] and cell["error"] == "training failed: loss became nan"
 
@@ -180,11 +221,11 @@ class TestRun:
             return (np.full(6, np.nan), np.ones(6), np.ones(6), np.ones(6)), 0.5, "a device"
 
         with pytest.raises(SettingsError, match="scores are not finite"):
-            evaluation.run(plan, tmp_path, results, answer, Bar())
+            run(plan, tmp_path, results, answer, Bar())
 
     def test_an_error_of_the_code_is_no_cell(self, plan, results, tmp_path):
         with pytest.raises(ZeroDivisionError):
-            evaluation.run(plan, tmp_path, results, Answer(error=ZeroDivisionError()), Bar())
+            run(plan, tmp_path, results, Answer(error=ZeroDivisionError()), Bar())
 
 
 class TestCells:
@@ -201,6 +242,18 @@ class TestCells:
 
     def test_a_fingerprint_knows_every_setting(self):
         assert fingerprint(length=1, task="a") != fingerprint(length=2, task="a")
+
+    def test_the_version_of_the_code_knows_every_file_that_judges(self, tmp_path):
+        (tmp_path / "tasks").mkdir()
+        (tmp_path / "experiment").mkdir()
+        versions = []
+        for name, text in (("tasks/a.py", "1"), ("tasks/a.py", "2"), ("experiment/judging.py", "")):
+            (tmp_path / name).write_text(text)
+            code_version.cache_clear()
+            versions.append(code_version(tmp_path))
+        (tmp_path / "experiment" / "report.py").write_text("a page")
+        code_version.cache_clear()
+        assert len(set(versions)) == 3 and code_version(tmp_path) == versions[-1] != code_version()
 
     def test_stretches_of_places_have_their_own_error_bar_and_sum_to_the_whole(self):
         rng = np.random.default_rng(0)
@@ -242,22 +295,33 @@ def variants(**changes):
 
 class TestSweep:
     def test_each_value_is_a_variant_and_the_others_stay(self):
-        found = evaluation_plan.sweep("model.attention.num_hashes:1,4", variants())
+        found = evaluation_plan.sweep(["model.attention.num_hashes:1,4"], variants())
         assert list(found) == ["full", "window", "lsh num_hashes=1", "lsh num_hashes=4"]
         assert found["lsh num_hashes=4"][0] == "lsh" and found["lsh num_hashes=4"][1].model.attention.num_hashes == 4
         assert found["full"][1] == variants()["full"]
 
     def test_a_field_that_all_have_reaches_all(self):
-        found = evaluation_plan.sweep("model.rope_base:10000,50000.5", variants())
+        found = evaluation_plan.sweep(["model.rope_base:10000,50000.5"], variants())
         assert len(found) == 6 and found["full rope_base=50000.5"][1].model.rope_base == 50000.5
+
+    def test_several_fields_make_all_combinations_and_names_say_what_varies(self):
+        texts = ["model.attention.bucket_size:4", "model.attention.num_hashes:1,2", "model.rope_base:100.0,200.0"]
+        found = evaluation_plan.sweep(texts, variants())
+        swept = [f"lsh num_hashes={n} rope_base={base}" for n in (1, 2) for base in (100.0, 200.0)]
+        assert list(found)[-4:] == swept and "window rope_base=200.0" in found and len(found) == 8
+        attention = found[swept[2]][1].model.attention
+        assert (attention.bucket_size, attention.num_hashes, found[swept[2]][1].model.rope_base) == (4, 2, 100.0)
+        assert list(evaluation_plan.sweep(texts[:1], variants())) == ["full", "window", "lsh bucket_size=4"]
 
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("model.attention.rounds:1", "none of full, window, lsh has the field model.attention.rounds"),
+            ("model.attention.rounds:1", "none of full, window, lsh has the field model.attention.rounds with a single"),
             ("model.attention.num_hashes", "want model.FIELD:VALUE,VALUE"),
             ("train.steps:1,2", "want model.FIELD:VALUE,VALUE"),
-            ("model.attention:1", "has the field"),
+            ("model.attention:1", "has the field model.attention with a single value"),
+            ("model.rope_base:1.0 model.rope_base:2.0", "want each field once"),
+            ("model.rope_base:100.0 model.width:16", "100.0, 16 changes the shape of a trained parameter"),
             ("model.attention.num_hashes:two", "want int values, got 'two'"),
             ("model.attention.num_hashes:1,1", "want different items"),
             ("model.attention.num_hashes:0", "num_hashes"),
@@ -268,7 +332,7 @@ class TestSweep:
     )
     def test_what_cannot_be_is_refused_in_one_line(self, text, message):
         with pytest.raises(SettingsError, match=message) as caught:
-            evaluation_plan.sweep(text, variants())
+            evaluation_plan.sweep(text.split(), variants())
         assert "\n" not in str(caught.value)
 
 
@@ -376,35 +440,3 @@ class TestExams:
         (changed,) = exams.find(["rewriting"], config, 5, "other data")
         with pytest.raises(SettingsError, match="data it was trained on have changed"):
             changed.ask(13)
-
-
-def table():
-    cell = {"stderr": 0.1, "stderr_over": "examples", "values": [0.5], "error": None}
-    failed = cell | {"mean": None, "stderr": None, "values": []}
-    cells = [cell | {"length": 64, "mean": 0.9}]
-    cells += [failed | {"length": length, "error": f"{length} is too [long]"} for length in (128, 256)]
-    cells.append(failed | {"length": 512, "error": "no room"})
-    metric = {"name": "accuracy", "higher_is_better": True}
-    variants = [{"name": "full [x]", "effective_length": 64, "cells": cells}]
-    task = {"name": "mqar", "metric": metric, "baselines": {"chance": [0.25, 0.125, None, None]}, "variants": variants}
-    return {"tasks": [task], "lengths": [64, 128, 256, 512], "trained_length": 128, "threshold": 0.85}
-
-
-def test_terminal_shows_numbers_baselines_and_what_failed():
-    output = io.StringIO()
-    evaluation_table.print_tables(table(), Console(file=output, width=100))
-    text = output.getvalue()
-    assert "mqar · accuracy, higher is better" in text and "trained" in text and "effective" in text
-    assert "full [x]" in text and "0.900" in text and "chance baseline" in text and "0.125" in text
-    assert "full [x] at 128, 256: 128 is too [long]" in text and "full [x] at 512: no room" in text
-
-
-def test_csv_has_a_row_for_each_cell(tmp_path):
-    evaluation_table.write_csv(tmp_path / "evaluation.csv", table())
-    assert (tmp_path / "evaluation.csv").read_text().splitlines() == [
-        "task,variant,length,mean,stderr,stderr_over,seeds,error",
-        "mqar,full [x],64,0.9,0.1,examples,1,",
-        "mqar,full [x],128,,,examples,0,128 is too [long]",
-        "mqar,full [x],256,,,examples,0,256 is too [long]",
-        "mqar,full [x],512,,,examples,0,no room",
-    ]
