@@ -256,7 +256,8 @@ def _baseline_words(comparison) -> str:
     verb = "does" if len(weak) == 1 else "do"
     return (
         f"{_names(weak)} {verb} not beat the {name} baseline ({value:.3f} {metric_name(comparison)}), "
-        "which needs no network at all: training bought nothing here, whatever the speed."
+        "which needs no network, though it may know what the models must learn: nothing here shows that training "
+        "bought anything, whatever the speed."
     )
 
 

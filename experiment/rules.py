@@ -10,8 +10,8 @@ def _at_least(minimum):
 _COUNT = _at_least(1)
 _ANY_TEXT = (str, lambda value: True, "text")
 _PROBABILITY = (float, lambda value: 0 <= value < 1, "in [0, 1)")
-_POSITIVE = (float, lambda value: 0 < value < float("inf"), "above 0")
-_NOT_NEGATIVE = (float, lambda value: 0 <= value < float("inf"), "at least 0")
+_POSITIVE = (float, lambda value: 0 < value < float("inf"), "above 0 and below inf")
+_NOT_NEGATIVE = (float, lambda value: 0 <= value < float("inf"), "at least 0 and below inf")
 
 # Field -> (type, test, what is wanted); of `config.data` those that the task reads (`DATA`). `config.model` is checked
 # by `models.config`.
@@ -45,7 +45,7 @@ RULES = {
     "data.vocabulary": _at_least(2),
     "data.num_pairs": _at_least(0),
     "data.num_symbols": _at_least(0),
-    "data.power": _POSITIVE,
+    "data.power": (float, lambda value: 0 < value <= 4, "above 0 and at most 4"),  # slots^(power - 1) stay in float32
     "data.filler": _ANY_TEXT,
     "data.min_length": _at_least(0),
     "data.max_depth": _COUNT,

@@ -28,7 +28,7 @@ def draw_mqar(rng, rows, length, data):
       rng: `np.random.Generator`.
       rows: how many sequences.
       length: T, at least 4N.
-      data: `vocabulary` V, `num_pairs` N, `power` (0.01 in the paper; 1 = uniform), `filler`, one of FILLERS.
+      data: `vocabulary` V, `num_pairs` N, `power` (0.01 in the paper; 1 = uniform, at most 4), `filler`, of FILLERS.
 
     Returns:
       `Rows`; no `depth`, for the places are many.

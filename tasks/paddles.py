@@ -8,6 +8,7 @@ import numpy as np
 
 DIRECTIONS = 32  # that a paddle may have, evenly spaced
 QUARTERS = 4  # places a pixel and axis where a paddle may be hinged
+FITTING = 100  # rounds until bends are as frequent as published, to a hundred-thousandth
 FAINT = 0.08  # of white: what is darker is left black, so that every pixel that is not black is ink
 ANGLES = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
 ALONG = np.stack([np.sin(ANGLES), np.cos(ANGLES)], 1)  # rows and columns a pixel of way, [directions, 2]
@@ -24,7 +25,8 @@ class Geometry:
       margin: from a paddle to a hinge; where a contour is straight the gap between two paddles is twice as long.
       radius: of a dot.
       seed_distance: between the starts of the two long contours.
-      continuity: a bend by the angle d has the weight cos(min(continuity |d|, pi / 2))^2.
+      continuity: a bend by the angle d has the weight cos(min(continuity |d|, pi / 2))^2 (`get_coords_cmf` in the
+        `snakes.py` of Linsley et al., at the pixels on a circle about the hinge; here at evenly spaced directions).
       contrast: grey of a pixel that a paddle covers, where 1 is white, which more than 1 is too; dots are white.
     """
 
@@ -176,7 +178,11 @@ def _dilated(mask, by):
 
 
 def _bends(sizes, ink, steps):
-    """(bends, weights) of `Stamps`: the published weight where at least one black pixel and no wide gap is between."""
+    """(bends, weights) of `Stamps`: none where there is no black pixel between, or a wide gap, else as published.
+
+    What a paddle loses for the sake of its gap others get, so that over all paddles bends are as frequent as published
+    and no paddle becomes more frequent than another, whatever its direction (iterative proportional fitting).
+    """
     angles = np.minimum(ANGLES, 2 * np.pi - ANGLES) * sizes.continuity
     bends = np.flatnonzero(angles < np.pi / 2 - 1e-9)
     phases, directions = np.divmod(np.arange(len(ink)), DIRECTIONS)
@@ -185,4 +191,10 @@ def _bends(sizes, ink, steps):
     here = np.stack(np.divmod(_places(ink), ink.shape[2]), -1)  # [codes, k, 2]
     there = here[after] + (hinges // QUARTERS)[:, None, None]
     apart = abs(here[:, None, :, None] - there[:, :, None]).max(-1).min((2, 3))
-    return bends, np.where((apart >= 1) & (apart <= 2 * sizes.margin), np.cos(angles[bends]) ** 2, 0)
+    shares = np.cos(angles[bends]) ** 2 / (np.cos(angles[bends]) ** 2).sum()
+    weights = ((apart >= 1) & (apart <= 2 * sizes.margin)) * shares
+    for _ in range(FITTING):
+        weights *= shares / weights.mean(0)
+        weights /= np.bincount(after.ravel(), weights.ravel())[after]
+        weights /= weights.sum(1, keepdims=True)
+    return bends, weights

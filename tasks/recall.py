@@ -187,9 +187,11 @@ def _check_own(config):
 
 def _check_size(name, data, length):
     """Raises ValueError where a kind does not fit into `length` tokens, or into the vocabulary."""
-    least, smallest = KINDS[name].least(data), KINDS[name].tokens(data)
+    kind = KINDS[name]
+    least, smallest = kind.least(data), kind.tokens(data)
+    sizes = "".join(f" with config.data.{field}={data[field]}" for field in kind.reads if OWN[field] == 0)
     if length < least:
-        raise ValueError(f"config.data.length={length}: {name} wants at least {least} with these settings")
+        raise ValueError(f"config.data.length={length}: {name} wants at least {least}{sizes}")
     if data.vocabulary < smallest:
         raise ValueError(f"config.data.vocabulary={data.vocabulary}: {name} wants at least {smallest} tokens")
 

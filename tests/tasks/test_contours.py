@@ -5,7 +5,7 @@ import pytest
 
 from tasks import contours
 from tasks.contours import draw
-from tasks.paddles import PUBLISHED, geometry
+from tasks.paddles import PUBLISHED, geometry, stamps
 
 SETTINGS = [(16, 3, 2, 60), (32, 6, 6, 200), (32, 14, 5, 200), (48, 9, 4, 60), (64, 14, 5, 24), (128, 14, 8, 16)]
 
@@ -121,16 +121,55 @@ def test_is_a_function_of_the_generator_alone():
     assert not (first.images == other.images).all()
 
 
-def test_bends_are_as_often_as_published():
-    """Where there is room everywhere: the first bends of short contours on a large image."""
-    sizes = PUBLISHED[64][0]
-    drawing = draw(random(), 400, 128, 2, 0)
-    along = np.diff(drawing.paddles[:, :2], axis=3)[..., 0, :].reshape(-1, 2, 2)
-    bends = abs(np.angle(np.exp(1j * np.subtract(*np.arctan2(along[..., 0], along[..., 1]).T))))
-    angles = 2 * np.pi * np.arange(32) / 32
-    weights = np.cos(np.minimum(np.minimum(angles, 2 * np.pi - angles) * sizes.continuity, np.pi / 2)) ** 2
-    expected = (weights * np.minimum(angles, 2 * np.pi - angles)).sum() / weights.sum()
-    assert abs(bends.mean() - expected) < 5 * bends.std() / len(bends) ** 0.5  # five standard errors
+def chi_squared(counts, angles, continuity, power):
+    """How far counts of bends to either side are from the power law of their cosine; none may be where it gives none."""
+    shares = np.cos(np.minimum(continuity * angles, np.pi / 2)) ** power
+    possible = shares > 1e-9
+    assert not counts[~possible].any()
+    shares = np.where(angles == 0, 1, 2) * shares  # to the left and to the right
+    wanted = counts.sum() * (shares / shares.sum())[possible]
+    return ((counts[possible] - wanted) ** 2 / wanted).sum()
+
+
+@pytest.mark.parametrize(
+    "side, rows, reach, limit", [(63, 5000, 9, 24.3), (127, 4000, 14, 18.5), (255, 3000, 23, 18.5)]
+)
+def test_bends_are_as_frequent_as_published(side, rows, reach, limit):
+    """The settings of 32, 64 and 128 on larger images: the first bend, where nothing of the other contour is near.
+
+    Chi squared is below what chance exceeds once in a thousand; for the cosine itself and for its cube it is above.
+    """
+    ends, sizes = draw(random(), rows, side, 2, 0).paddles.astype(float), geometry(side)[0]
+    last = ends[:, 0, 0, 1]
+    free = (np.linalg.norm(ends[:, 1, 0] - last[:, None], axis=-1) > reach).all(1)
+    assert free.mean() > 0.4
+    along = np.diff(ends[free, 0], axis=2)[:, :, 0] / sizes.paddle
+    turned = np.arccos(np.clip((along[:, 0] * along[:, 1]).sum(1), -1, 1))
+    counts = np.bincount(np.rint(turned * 16 / np.pi).astype(int), minlength=17)
+    angles = np.pi / 16 * np.arange(17)
+    found = [chi_squared(counts, angles, sizes.continuity, power) for power in (1, 2, 3)]
+    assert found[1] < limit < min(found[0], found[2])
+
+
+@pytest.mark.parametrize("sizes", [sizes for side in PUBLISHED for sizes in PUBLISHED[side]])
+def test_bends_stay_so_and_no_direction_becomes_frequent(sizes):
+    """From bend to bend: paddles that are all as likely are so again after a bend, whose law is the published one."""
+    found = stamps(sizes)
+    weights = found.weights / found.weights.sum(1, keepdims=True)
+    angles = np.minimum(found.bends, 32 - found.bends) * np.pi / 16
+    law = np.cos(sizes.continuity * angles) ** 2
+    np.testing.assert_allclose(weights.mean(0), law / law.sum(), rtol=1e-4)
+    flow = np.zeros(len(weights))
+    for paddle, shares in enumerate(weights):
+        phase, direction = divmod(paddle, 32)
+        row, column = (np.array(divmod(phase, 4)) + found.steps[direction]) % 4
+        flow[(4 * row + column) * 32 + (direction + found.bends) % 32] += shares
+    np.testing.assert_allclose(flow, 1, rtol=1e-4)
+
+
+def test_every_shorter_contour_is_there_where_there_is_room():
+    drawing = draw(random(), 40, 128, 6, 4)
+    assert (~np.isnan(drawing.paddles[:, 2:, 0, 0, 0])).mean() > 0.95
 
 
 @pytest.mark.parametrize("length", [1, 128])

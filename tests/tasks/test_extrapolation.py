@@ -1,10 +1,15 @@
 """Windows beyond training: every byte once at every length, contexts by hand, bits by a slow sum."""
 
+import hashlib
 import math
+import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tasks import text
 from tasks.extrapolation import STRETCHES, baselines, profile, sliding, stream, windows
@@ -94,3 +99,19 @@ def test_baselines_are_on_the_bytes_that_are_judged():
         counts[byte] += 1
     wanted = -np.mean([math.log2(counts[byte] / counts.sum()) for byte in content[1:]])
     assert found["uniform"] == 8 and found["unigram"] == pytest.approx(wanted)
+
+
+def printed(length=64):
+    """Fingerprints of the windows of Python's own library."""
+    corpus = text.load(
+        ConfigDict({"name": "python_stdlib", "path": "", "dir": "", "length": 64, "validation_bytes": 4096})
+    )
+    cuts = (cut(corpus, length)[0]["tokens"] for cut in (windows, sliding))
+    return [hashlib.sha256(tokens.tobytes()).hexdigest() for tokens in cuts]
+
+
+def test_same_in_another_process():
+    code = "from tests.tasks.test_extrapolation import printed; print(*printed())"
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == printed()

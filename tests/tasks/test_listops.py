@@ -1,5 +1,6 @@
 """ListOps: values by another solver, trees as likely as the original's recursion draws them, no tree on both sides."""
 
+import os
 import random
 import statistics
 import subprocess
@@ -199,8 +200,10 @@ def test_batches_repeat_by_seed_and_step(corpus):
 
 
 def test_same_in_another_process(corpus):
-    program = "from tests.tasks.test_listops import data_config, listops;print(listops.load(data_config()).sha256)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    code = "from tests.tasks.test_listops import data_config, listops;print(listops.load(data_config()).sha256)"
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+    program = [sys.executable, "-c", code]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == corpus.sha256
     assert listops.load(data_config(max_args=4)).sha256 != corpus.sha256
 

@@ -1,5 +1,6 @@
 """Needle classification: one class in each row, both sides apart, and what a window can reach, by its influence."""
 
+import os
 import subprocess
 import sys
 
@@ -56,7 +57,9 @@ def test_no_row_is_on_both_sides_and_batches_repeat(corpus, length):
 
 def test_same_in_another_process(corpus):
     code = "from tests.tasks.test_needle_classification import *; print(task.load(data_config()).sha256)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+    program = [sys.executable, "-c", code]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == corpus.sha256 != task.load(data_config(length=33)).sha256
 
 

@@ -1,5 +1,7 @@
 """Needles: an independent reader finds every answer in the tokens alone; places, lengths, repetition, no-skill levels."""
 
+import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -171,13 +173,15 @@ def test_guessing_gets_what_the_baselines_say(name):
         assert abs(right.mean() - found[what]) < 5 * right.std() / 4000**0.5 + 1e-3
 
 
+def fingerprint():
+    return hashlib.sha256(b"".join(drawn(name, 64).tokens.tobytes() for name in NAMES)).hexdigest()
+
+
 def test_rows_repeat_in_another_process():
-    code = (
-        "import hashlib; from tests.tasks.test_needles import NAMES, drawn;"
-        "print(hashlib.sha256(b''.join(drawn(n, 64).tokens.tobytes() for n in NAMES)).hexdigest())"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
-    assert runs[0].stdout == runs[1].stdout != ""
+    code = "from tests.tasks.test_needles import fingerprint; print(fingerprint())"
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == fingerprint()
     assert drawn("passkey", 64).tokens.tobytes() != drawn("passkey", 64, seed=1).tokens.tobytes()
 
 

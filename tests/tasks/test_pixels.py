@@ -1,5 +1,6 @@
 """Pixels: shades by exact arithmetic, rows line by line, batches that repeat anywhere, refusals in one line."""
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -112,12 +113,19 @@ class TestDigits:
         seen = {(row.tobytes(), label) for x in seen for row, label in zip(x["tokens"], x["labels"], strict=True)}
         assert seen == known
 
+    def test_no_image_is_on_both_sides(self):
+        corpus = pixels.load(data_config())
+        train, held = ({row.tobytes() for row in part.pixels} for part in (corpus.train, corpus.validation))
+        assert not train & held and (len(train), len(held)) == (1415, 382)
+
     def test_same_in_another_process(self):
         code = (
             "from tests.tasks.test_pixels import data_config, pixels; c = pixels.load(data_config());"
             "print(c.sha256, pixels.batch(c, 3, 5, 7, 64)['tokens'].sum())"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+        program = [sys.executable, "-c", code]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
         corpus = pixels.load(data_config())
         assert done.stdout.split() == [corpus.sha256, str(pixels.batch(corpus, 3, 5, 7, 64)["tokens"].sum())]
 

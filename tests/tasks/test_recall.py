@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import mqar
+from experiment import settings
 from tasks import associative, copying, recall, recall_rows
 from tasks.recall_rows import held_out
 
@@ -81,7 +83,7 @@ class TestEveryKind:
         least, smallest = kind.least(data), kind.tokens(data)
         corpus = corpus_of(name, vocabulary=64)
         assert recall.validation(corpus, max(least, 6))[0]["tokens"].shape == (101, max(least, 6))
-        message = f"config.data.length={least - 1}: {name} wants at least {least} with these settings"
+        message = f"config.data.length={least - 1}: {name} wants at least {least}"
         with pytest.raises(ValueError, match=message):
             recall.validation(corpus, least - 1)
         with pytest.raises(ValueError, match=message):
@@ -137,14 +139,26 @@ def test_kinds_take_turns_over_the_steps():
     assert kind_of(one[0].tolist()) == "induction"
 
 
-def test_a_process_of_its_own_draws_the_same_rows():
-    program = (
-        "from ml_collections import ConfigDict; from tasks import recall; "
-        f"print(recall.load(ConfigDict({data_config('mqar,induction', filler='random').to_dict()})).sha256)"
-    )
+def every_kind():
+    """A corpus of each kind, long enough for it."""
+    for name in recall.KINDS:
+        own = {"vocabulary": 128, "length": 101} | ({"filler": "random"} if name == "mqar" else {})
+        yield recall.load(data_config(name, **own))
+
+
+def test_no_kind_has_a_row_on_both_sides_and_training_draws_it_anew():
+    for corpus in every_kind():
+        train = [lines_of(recall.batch(corpus, seed, 0, 200, 101)) for seed in (0, 1)]
+        held = lines_of(recall.validation(corpus, 101)[0])
+        assert not held & (train[0] | train[1]) and train[0] != train[1]
+        assert min(len(held) / 101, len(train[0]) / 200) > 0.9
+
+
+def test_a_process_of_its_own_draws_the_same_rows_of_every_kind():
+    program = "from tests.tasks.test_recall import every_kind; print(*(corpus.sha256 for corpus in every_kind()))"
     environment = {"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "7"}
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == corpus_of("mqar,induction", filler="random").sha256
+    assert found.stdout.split() == [corpus.sha256 for corpus in every_kind()]
 
 
 class TestScore:
@@ -205,11 +219,29 @@ class TestScore:
     ("induction,copying", {"num_symbols": 0}, "config.data.num_symbols=0: copying wants at least 1"),
     ("mqar", {"filler": ""}, "config.data.filler='': mqar wants a word"),
     ("mqar", {"filler": "noise"}, "config.data.filler='noise': unknown to mqar"),
+    ("mqar", {"num_pairs": 5}, "config.data.length=17: mqar wants at least 20 with config.data.num_pairs=5"),
+    ("mqar", {"vocabulary": 7}, "config.data.vocabulary=7: mqar wants at least 8 tokens"),
+    ("copying", {"num_symbols": 9}, "config.data.length=17: copying wants at least 18 with config.data.num_symbols=9"),
     ("induction", {"length": 3, "vocabulary": 5}, "config.data.length=3: too few different rows of induction"),
 ])  # fmt: skip
 def test_refuses_what_it_would_not_read_or_cannot_draw(name, changes, message):
     with pytest.raises(ValueError, match=message):
         corpus_of(name, **changes)
+
+
+@pytest.mark.parametrize("power", [0.0, 4.5, float("inf"), float("nan")])
+def test_refuses_a_power_that_no_slot_can_have(power):
+    config = mqar.get_config()
+    config.data.power = power
+    with pytest.raises(settings.SettingsError, match=f"config.data.power={power}: want float, above 0 and at most 4"):
+        settings.check(config)
+
+
+def test_the_largest_power_is_honoured_in_long_rows():
+    data = data_config(length=1 << 16, num_pairs=2, power=4.0)
+    _, targets, _ = recall.KINDS["mqar"].draw(np.random.default_rng(0), 300, 1 << 16, data)
+    places = np.nonzero(targets >= 0)[1] / (1 << 16)
+    assert abs(places.mean() - 4 / 5) < 5 * places.std() / 600**0.5  # the mean of a density 4 x^3
 
 
 def test_one_kind_of_several_may_read_a_field():

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import subprocess
 import sys
 
@@ -190,7 +191,9 @@ class TestPythonFiles:
             "from tests.tasks.test_retrieval import data_config, retrieval; c = retrieval.load(data_config());"
             "print(c.sha256, retrieval.batch(c, 3, 5, 7, 64)['first'].sum())"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"}
+        program = [sys.executable, "-c", code]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.split() == [files.sha256, str(retrieval.batch(files, 3, 5, 7, 64)["first"].sum())]
 
     def test_a_limit_spreads_over_the_pairs(self, files):
