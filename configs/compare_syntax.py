@@ -6,16 +6,18 @@ python train.py --config=configs/compare_syntax.py --config.data.path=UD_German-
 python train.py --config=configs/compare_syntax.py --config.data.dir=DATA_DIR --config.data.question=pos \
     --workdir=runs/syntax_pos                                                        # or features, relations
 python train.py --config=configs/compare_syntax.py --config.data.dir=DATA_DIR --config.data.tree=unlabelled \
-    --workdir=runs/syntax_gold                                                       # or labelled; see tasks/syntax.py
+    --workdir=runs/syntax_gold                                                       # or labelled
 
 DATA_DIR holds a Universal Dependencies treebank (universaldependencies.org), as UD_English-EWT. Three variants know
 places by their distance (rope, alibi, t5), one by nothing (none). graph attends along the edges of the dependency tree
 and sees nothing else, no order either; rope_graph adds that as a branch to the layers of rope; rope_distance adds a
 learned number for each distance in the tree to the scores of rope. mlp_width makes up for what a variant has beside.
+The trees of tree="predicted" are by a parser trained on the spot, and kept under ~/.cache/attention-atlas;
+tasks/syntax_corpus.py says what each kind of tree gives away.
 
 "subject" is an upper line: it knows the tree and the number of the subject. "nearest noun" also reads the annotators'
 number of the nouns, which the models must tell from the words. The questions of number agreement are also about verbs
-whose form shows no number, such as the English past tense but "was" and "were"; see tasks/syntax.py.
+whose form shows no number, such as the English past tense but "was" and "were"; see tasks/syntax_corpus.py.
 
 Measured by the second command, and with --config.data.tree=unlabelled, on 2026-11-29, AMD EPYC, one core each, 13 and
 10 minutes, three seeds, standard errors over seeds in the report; English-EWT, 2,156 questions: 1,615 where subject and

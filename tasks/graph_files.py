@@ -1,6 +1,5 @@
 """Where labelled graphs come from: published files, arrays, tables of the user's own, and digits that look alike."""
 
-import csv
 import dataclasses
 import hashlib
 import zipfile
@@ -10,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from tasks import planetoid
+from tasks import graph_tables, planetoid
 
 NUM_NEIGHBOURS = 8  # of a node in a graph that is made of its features
 LABELS_PER_CLASS = 20  # trained on where the data bring no split, as many as Planetoid has
 DIGIT_LABELS = 5  # of each digit: so few that a classifier of the features alone falls behind its neighbours' labels
 CHUNK = 1024  # nodes whose distances to all others are in memory at once
 DEVELOPMENT = 500  # nodes at most, and no more than a third of those that are left
-SPLIT = ("train", "dev", "test")
-COLUMNS = ("label", "split", "graph")
-NODE_COLUMN, EDGE_HEADERS = ("node", "id"), (["sender", "receiver"], ["source", "target"])
 CSR, MASKS = ("indptr", "indices", "data", "shape"), ("train_mask", "val_mask", "test_mask")
 
 
@@ -148,26 +144,26 @@ def read_tables(folder, labels_per_class=0, num_neighbours=0):
     Raises:
       ValueError: a file that is missing, or a line that is wrong: file and line are named.
     """
-    path, table = _table(folder, "nodes"), _table(folder, "edges")
+    path, table = graph_tables.find(folder, "nodes"), graph_tables.find(folder, "edges")
     if path is None:
         raise ValueError(
             f"{folder / 'nodes.csv'} is missing, and so is nodes.tsv; it wants a line NAME,NUMBERS,LABEL a node"
         )
-    names, features, labels, columns = _nodes(path)
+    names, features, labels, columns = graph_tables.nodes(path)
     classes = tuple(sorted({label for label in labels if label}))
     answers = np.array([classes.index(label) if label else -1 for label in labels])
     scale = features.std(0)
     features = ((features - features.mean(0)) / np.where(scale > 0, scale, 1)).astype(np.float32)
     if "split" in columns:
         _refuse("labels_per_class", labels_per_class, f"{path} has a column split")
-        split = [np.array([part == name for part in columns["split"]]) for name in SPLIT]
+        split = [np.array([part == name for part in columns["split"]]) for name in graph_tables.SPLIT]
     elif "graph" in columns:
         raise ValueError(f"{path}: several graphs want a column split, which says what each node is for")
     else:
         split = _few_labels(answers, labels_per_class or LABELS_PER_CLASS)
     if table:
         _refuse("num_neighbours", num_neighbours, f"{table} has the edges")
-        edges = _edges(table, names)
+        edges = graph_tables.edges(table, names)
     else:
         edges = nearest_neighbours(features, num_neighbours or NUM_NEIGHBOURS)
     graph_ids = np.unique(columns["graph"], return_inverse=True)[1] if "graph" in columns else None
@@ -285,76 +281,3 @@ def _checked(path, arrays, name, kinds, shape):
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{path}: {name}: wanted finite numbers, got {array[~np.isfinite(array)][0]}")
     return array
-
-
-def _table(folder, name):
-    return next((path for path in (folder / f"{name}.csv", folder / f"{name}.tsv") if path.is_file()), None)
-
-
-def _rows(path):
-    """(line, fields) of a table; its name says what parts them."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        try:
-            yield from ((reader.line_num, [field.strip() for field in row]) for row in reader if row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{reader.line_num + 1}: {error}") from error
-
-
-def _nodes(path):
-    """({name: node}, features float64 [V, F], labels, {column: texts} for those of `split` and `graph` there are)."""
-    rows = list(_rows(path))
-    header = [field.lower() for field in rows.pop(0)[1]] if rows and _is_header(rows[0][1]) else None
-    if not rows:
-        raise ValueError(f"{path}: no nodes in it; it wants a line NAME,NUMBERS,LABEL a node")
-    width = len(header or rows[0][1])
-    if header and "label" not in header:
-        raise ValueError(f"{path}:1: no column is called label, got {', '.join(header)}; call that of the labels so")
-    places = {name: header.index(name) for name in COLUMNS if name in header} if header else {"label": width - 1}
-    numbers = [place for place in range(1, width) if place not in places.values()]
-    if not numbers or places["label"] == 0:
-        raise ValueError(f"{path}:1: got {width} columns, want a name, numbers and a label")
-    names, features = {}, np.empty((len(rows), len(numbers)))
-    for node, (line, row) in enumerate(rows):
-        if len(row) != width or row[0] in names:
-            problem = f"node {row[0]!r} stands twice" if len(row) == width else f"got {len(row)} columns, want {width}"
-            raise ValueError(f"{path}:{line}: {problem}")
-        names[row[0]] = node
-        features[node] = [_number(path, line, row[place]) for place in numbers]
-        if "split" in places and row[places["split"]] not in (*SPLIT, ""):
-            raise ValueError(f"{path}:{line}: split: got {row[places['split']]!r}, want {', '.join(SPLIT)} or nothing")
-    columns = {name: [row[place] for _, row in rows] for name, place in places.items()}
-    return names, features, columns.pop("label"), columns
-
-
-def _is_header(fields):
-    """Whether they are names of columns: the first says so, and none of the others is a number."""
-    return fields[0].lower() in NODE_COLUMN and all(_value(field) is None for field in fields[1:])
-
-
-def _number(path, line, text):
-    value = _value(text)
-    if value is None or not np.isfinite(value):
-        raise ValueError(f"{path}:{line}: feature {text!r}: want a number; a header begins with node and has none")
-    return value
-
-
-def _value(text):
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _edges(path, names):
-    """int64 [2, E] of the nodes that the lines name."""
-    pairs = []
-    for line, row in _rows(path):
-        if not pairs and [field.lower() for field in row] in EDGE_HEADERS and row[0] not in names:
-            continue
-        if len(row) != 2:
-            raise ValueError(f"{path}:{line}: got {len(row)} columns, want 2: sender,receiver")
-        if unknown := [name for name in row if name not in names]:
-            raise ValueError(f"{path}:{line}: {unknown[0]!r} is no node of the table of nodes")
-        pairs.append([names[name] for name in row])
-    return np.array(pairs, np.int64).reshape(-1, 2).T

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs.compare_syntax import get_config
 from experiment import settings
 from models.transformer import Encoder
-from tasks import agreement, conllu, syntax
+from tasks import agreement, conllu, parser, syntax, syntax_corpus
 from tasks.syntax_rows import RARE, examples_of
 from tasks.words import MASK, UNKNOWN, VOCABULARY, Words, signatures
 
@@ -230,7 +230,7 @@ class TestLoad:
         path.write_text(conllu_text(GO.replace("VERB", "INTJ")))
         corpus = syntax.load(data_config(treebank, question="pos"))
         assert (
-            corpus.classes[-1] == syntax.UNSEEN
+            corpus.classes[-1] == syntax_corpus.UNSEEN
             and syntax.validation(corpus, LENGTH)[0]["labels"][-1, 0] == len(corpus.classes) - 1
         )
         assert syntax.baselines(corpus, LENGTH)["word"] == 9 / 11  # "who" and "Go" as INTJ
@@ -349,7 +349,7 @@ class TestRefusals:
 
 
 class TestPredicted:
-    def test_trees_come_from_what_the_model_sees_and_answers_stay(self, treebank, monkeypatch):
+    def test_trees_come_from_what_the_model_sees_and_answers_stay(self, treebank, tmp_path, monkeypatch):
         """The parser is given the rows with the mask token in place of the verb, and its trees replace the gold ones."""
         seen = []
 
@@ -358,7 +358,8 @@ class TestPredicted:
             assert len(owners) == len(train) and vocabulary == VOCABULARY
             return [[np.arange(len(tokens), dtype=np.int32) - 1 for tokens, _ in part] for part in (train, judged)]
 
-        monkeypatch.setattr(syntax.parser, "jackknife", jackknife)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(parser, "jackknife", jackknife)
         gold, corpus = (syntax.load(data_config(treebank, tree=tree)) for tree in ("unlabelled", "predicted"))
         assert sum((tokens == MASK).sum() for tokens in seen) == len(corpus.train.sizes) + len(corpus.validation.sizes)
         assert sum((tokens == MASK).sum() == 0 for tokens in seen) == 3  # GO in training, which asks nothing
@@ -367,6 +368,7 @@ class TestPredicted:
             assert other.heads.tolist() == [place - 1 for size in other.sizes for place in range(size)]
         right = np.concatenate([gold.validation.heads == corpus.validation.heads])
         assert syntax.describe(corpus, LENGTH)["parser_uas"] == right.mean()
+        assert len(list((tmp_path / "attention-atlas" / "trees").iterdir())) == 1  # kept
 
 
 def encoder(corpus, label):
