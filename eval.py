@@ -33,7 +33,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiment import comparison, evaluation_plan, generate, settings
+from experiment import command_line, comparison, evaluation_plan, generate, settings
 from experiment.records import read_json, write_json
 from tasks import TASKS
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     define_flags(values)
     try:
         argv, folders = run_folders(argv)
-        settings.parse(argv, values, __doc__)
+        command_line.parse(argv, values, __doc__)
         mode = chosen(values)
         if values.leaderboard:
             write_leaderboard(folders, Path(values.output))

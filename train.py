@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiment import checkpoint, comparison, groups, measure, settings
+from experiment import checkpoint, command_line, comparison, groups, measure, settings
 from experiment.devices import data_mesh, split_rows
 from experiment.estimate import per_piece, ratio
 from experiment.findings import metric_words
@@ -59,12 +59,12 @@ def prepare(argv):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where results go; the default is runs/<config name>", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "start anew: remove what an earlier run left", flag_values=values)
-    config = settings.parse(argv, values, __doc__, DEFAULT_CONFIG).config
+    config = command_line.parse(argv, values, __doc__, DEFAULT_CONFIG).config
     settings.check(config)
     task = TASKS[config.task]
     corpus = task.load(config.data)
     settings.fill(config, task.fields(corpus))
-    workdir = Path(values.workdir or f"runs/{settings.run_name(settings.config_path(argv, DEFAULT_CONFIG))}")
+    workdir = Path(values.workdir or f"runs/{command_line.run_name(command_line.config_path(argv, DEFAULT_CONFIG))}")
     lock = settings.claim(workdir, config, task.describe(corpus, settings.size(config)), values.overwrite)
     return config, workdir, corpus, lock
 

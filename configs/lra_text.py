@@ -13,6 +13,13 @@ weight decay, dropout, warm-up and the peak of the learning rate are the release
 weights, which linear variants have none of; the rate falls as a cosine, not as one over the root of the step.
 
 "small" asks which of six packages of Python's own library 1,024 bytes of source come from.
+
+Measured by the first command with --config.seeds=3 on 2026-11-29, AMD EPYC, one core of two, 12 minutes for 36 runs;
+accuracy, three seeds: efficient 0.594 +- 0.010, strided 0.589 +- 0.007, performer 0.587 +- 0.017, full 0.586 +- 0.010,
+local 0.585 +- 0.009, linear 0.583 +- 0.009, window 0.582 +- 0.010, lsh 0.566 +- 0.008, longformer 0.551 +- 0.014,
+bigbird 0.526 +- 0.003, fixed 0.490 +- 0.010, linformer 0.414 +- 0.029; naive Bayes on bytes 0.641, majority 0.172. None
+beats counting bytes at this budget, and most are not told apart; "fixed" is behind "strided", as in
+`configs/sparse_patterns.py`.
 """
 
 from ml_collections import ConfigDict
@@ -73,11 +80,15 @@ def get_config(size: str = "small") -> ConfigDict:
     config.data.length = 1024  # T, the bytes of one example
     config.data.validation_bytes = 262_144  # of held-out examples
 
-    config.train.steps = 250
-    config.train.batch_size = 2
-    config.train.evaluate_every = 50
+    config.model.width = 32  # small, so that many bytes are read
+    config.model.depth = 1
+    config.model.mlp_width = 128
+
+    config.train.steps = 400
+    config.train.batch_size = 4
+    config.train.evaluate_every = 100
     config.train.evaluate_examples = 64
-    config.train.checkpoint_every = 100
+    config.train.checkpoint_every = 200
 
     config.scaling.lengths = (1024, 2048, 4096)
     config.scaling.seconds = 5.0

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from experiment import evaluation_figures as figures
-from experiment import look
+from experiment import heat_maps, look
 from experiment.evaluation_findings import (
     elsewhere,
     findings,
@@ -222,21 +222,21 @@ def _told(task, cells):
 
 
 def _heat_maps(task, group, name, folder):
-    places = figures.group_labels(task, group)
+    places = heat_maps.group_labels(task, group)
     if not places:
         return ""
     file = f"evaluation_{name}_{_slug(group)}"
-    look.save_png(figures.heat_maps(task, group), folder / f"{file}.png")
+    look.save_png(heat_maps.of_all(task, group), folder / f"{file}.png")
     panels = []
     for i, variant in enumerate(task["variants"]):
-        svg = look.to_svg(figures.heat_map(task, i, group, places), f"{file}_{i}")
-        rows = figures.heat_grid(variant["cells"], group, places)
+        svg = look.to_svg(heat_maps.of_one(task, i, group, places), f"{file}_{i}")
+        rows = heat_maps.numbers(variant["cells"], group, places)
         told = "; ".join(
             f"{label}: {_row_words(row, variant['cells'])}" for label, row in zip(places, rows, strict=True)
         )
         words = f"{variant['name']}, {task['metric']['name']} by {group} and length. {told}."
         panels.append(figure_html(svg, words, swatch(task, variant) + f"<b>{escape(variant['name'])}</b>"))
-    low, high = figures.heat_range(task, group)
+    low, high = heat_maps.ends(task, group)
     ends = (low, high) if task["metric"]["higher_is_better"] else (high, low)
     scale = (
         f'<div class="scale"><img src="{_scale_image()}" alt="Colour scale: the lighter, the better.">'
@@ -257,7 +257,7 @@ def _scale_image():
     from matplotlib import colormaps, image
 
     out = io.BytesIO()
-    image.imsave(out, colormaps[figures.SCALE](np.linspace(0, 1, 64))[None], format="png")
+    image.imsave(out, colormaps[heat_maps.SCALE](np.linspace(0, 1, 64))[None], format="png")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

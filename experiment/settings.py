@@ -1,17 +1,13 @@
-"""What a run is told: flags, the config and its rules, the variants, and the folder that remembers them."""
+"""What a run is told: the config and its rules, the variants, and the folder that remembers them."""
 
 import contextlib
-import difflib
 import fcntl
 import json
 import math
 import re
-import runpy
 import shutil
-from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiment.records import read_json, write_json
 from experiment.rules import RULES
@@ -27,117 +23,6 @@ ATTENTIONS = ("attention", "decoder_attention", "cross_attention", "graph_attent
 
 class SettingsError(ValueError):
     """What the user asked for cannot be; the message is one line that says what to write instead."""
-
-
-def parse(argv, values, usage, default_config=None):
-    """Reads flags into `values`; every fault becomes one line.
-
-    Args:
-      argv: the command line, program name first.
-      values: `absl.flags.FlagValues` that already hold the program's own flags.
-      usage: text printed before the flags by `--help`.
-      default_config: path of the config file behind `--config`, None for a program that takes no config.
-
-    Raises:
-      SettingsError: unknown flag, unknown config field, value of the wrong type, config file that does not load.
-    """
-    flags.DEFINE_boolean("help", False, "show this text", flag_values=values)
-    try:
-        if default_config:
-            config = _load(config_path(argv, default_config))
-            _check_fields(argv, config)
-            argv = [item for item in argv if not re.match(r"--?config=", item)]
-            config_flags.DEFINE_config_dict("config", config, "the config file", values, sys_argv=argv)
-        rest = values(argv)
-    except SettingsError:
-        raise
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SettingsError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise SettingsError(f"{rest[1]!r}: not a flag, want --FLAG=VALUE")
-    if values.help:
-        print(f"{usage}\n{values.get_help()}")
-        raise SystemExit(0)
-    if default_config:
-        _check_effect(argv, values.config)
-    return values
-
-
-def config_path(argv, default_config):
-    """The config file that a command line names.
-
-    >>> config_path(["train.py", "--config=configs/mine.py"], "configs/compare_text.py")
-    'configs/mine.py'
-    """
-    return ([str(default_config)] + re.findall(r"^--?config=(.*)$", "\n".join(argv), re.MULTILINE))[-1]
-
-
-def run_name(path):
-    """What a run is called after its config.
-
-    >>> run_name("configs/compare_text.py"), run_name("configs/compare_vision.py:fashion-mnist")
-    ('compare_text', 'compare_vision-fashion-mnist')
-    """
-    file, _, text = str(path).partition(":")
-    return Path(file).stem + (f"-{text}" if text else "")
-
-
-def _load(path):
-    """What `get_config()` of a config file returns, or for `FILE:TEXT` its `get_config("TEXT")`."""
-    file, _, text = path.partition(":")
-    if not Path(file).is_file():
-        raise SettingsError(f"--config={path}: no such file")
-    try:
-        names = runpy.run_path(file)
-        config = names["get_config"](*[text] if text else []) if "get_config" in names else None
-    except Exception as error:  # the file is the user's program and may raise anything
-        raise SettingsError(f"--config={path}: {' '.join(str(error).split()) or type(error).__name__}") from error
-    if not isinstance(config, ConfigDict):
-        raise SettingsError(f"--config={path}: want a function get_config() that returns a ConfigDict")
-    return config
-
-
-def _check_fields(argv, config):
-    """Names the first `--config.FIELD` that the config does not have, with the nearest name it has."""
-    for field in _flagged(argv):
-        node = config
-        for name in field.split("."):
-            if not isinstance(node, ConfigDict) or name not in node:
-                known = list(node) if isinstance(node, ConfigDict) else []
-                hint = difflib.get_close_matches(name, known, 1)
-                instead = f"did you mean {hint[0]}" if hint else f"known here: {', '.join(known) or 'none'}"
-                raise SettingsError(f"--config.{field}: unknown field {name!r}; {instead}")
-            node = node[name]
-
-
-def _check_effect(argv, config):
-    """Refuses a flag for a field that variants set themselves: it would change none of them, or only some."""
-    changes = {label: _flatten(change.to_dict()) for label, change in config.variants.items()}
-    for field in _flagged(argv):
-        part = field.split(".")
-        name = f"model.{part[1]}.name" if part[0] == "model" and len(part) > 1 and part[1] in ATTENTIONS else field
-        own = [label for label, change in changes.items() if name in change or not _has(config, change, part)]
-        if changes and len(own) == len(changes):
-            raise SettingsError(
-                f"--config.{field}: every variant sets its own; change config.variants.{own[0]}.{field}, or drop the "
-                "variants with --config.variants={}"
-            )
-        wanted = _wanted(config)
-        if left := [label for label in own if not wanted or label in wanted]:
-            raise SettingsError(
-                f"--config.{field}: would not reach {', '.join(left)}, which differ in it; choose others with "
-                f"--config.only, or change config.variants.{left[0]}.{field} and those of the rest"
-            )
-
-
-def _has(config, change, part):
-    """Whether the model of a variant with these changes has the field at all."""
-    name = change.get("model.name", config.model.get("name"))
-    return part[0] != "model" or len(part) < 2 or name not in FIELDS or part[1] in FIELDS[name]
-
-
-def _flagged(argv):
-    return re.findall(r"^--?(?:no)?config\.([^=\n]+)", "\n".join(argv), re.MULTILINE)
 
 
 def check(config):
@@ -239,7 +124,7 @@ def _adopted(shared, change):
 def selected(config):
     """Labels that `config.only` picks, in the order of the config."""
     labels = list(variants(config))
-    wanted = _wanted(config) or labels
+    wanted = only(config) or labels
     for label in wanted:
         if label not in labels:
             raise SettingsError(
@@ -248,7 +133,7 @@ def selected(config):
     return [label for label in labels if label in wanted]
 
 
-def _wanted(config):
+def only(config):
     """The labels in `config.only`; none for all."""
     return [label.strip() for label in config.only.split(",") if label.strip()]
 
@@ -320,14 +205,27 @@ def difference(old, new, prefix="config"):
     >>> difference({"seed": 0, "data": {"length": 512}}, {"seed": 0, "data": {"length": 256}})
     ['config.data.length: 512 -> 256']
     """
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten(old), flatten(new)
     fields = [field for field in old | new if field not in FREE and old.get(field) != new.get(field)]
     show = lambda fields, field: json.dumps(fields[field]) if field in fields else "(absent)"  # noqa: E731
     return [f"{prefix}.{field}: {show(old, field)} -> {show(new, field)}" for field in fields]
 
 
+def flatten(tree, prefix=""):
+    """Nested dicts -> {"a.b": leaf}; an empty dict is a leaf.
+
+    >>> flatten({"model": {"width": 8, "attention": {"name": "full"}}, "variants": {}})
+    {'model.width': 8, 'model.attention.name': 'full', 'variants': {}}
+    """
+    flat = {}
+    for name, value in tree.items():
+        nested = isinstance(value, (dict, ConfigDict, FrozenConfigDict)) and len(value)
+        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
 def _check_rules(config):
-    given = _flatten({name: value for name, value in config.items() if name not in ("model", "variants")})
+    given = flatten({name: value for name, value in config.items() if name not in ("model", "variants")})
     read = TASKS[config.task].DATA
     rules = {field: rule for field, rule in RULES.items() if field[:5] != "data." or field[5:] in read}
     for field in given.keys() - rules.keys():
@@ -383,15 +281,6 @@ def _merge(base, change, path):
         whole = not isinstance(new, dict) or path.endswith(".model") and name in (*ATTENTIONS, "rope_scaling")
         result[name] = new if whole else _merge(old, new, f"{path}.{name}")
     return result
-
-
-def _flatten(tree, prefix=""):
-    """Nested dicts -> {"a.b": leaf}; an empty dict is a leaf."""
-    flat = {}
-    for name, value in tree.items():
-        nested = isinstance(value, (dict, ConfigDict, FrozenConfigDict)) and len(value)
-        flat.update(_flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
-    return flat
 
 
 def _replaced(tree, old, new):

@@ -316,7 +316,10 @@ class TestSweep:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("model.attention.rounds:1", "none of full, window, lsh has the field model.attention.rounds with a single"),
+            (
+                "model.attention.rounds:1",
+                "none of full, window, lsh has the field model.attention.rounds with a single",
+            ),
             ("model.attention.num_hashes", "want model.FIELD:VALUE,VALUE"),
             ("train.steps:1,2", "want model.FIELD:VALUE,VALUE"),
             ("model.attention:1", "has the field model.attention with a single value"),
