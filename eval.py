@@ -144,9 +144,10 @@ def judge_lengths(values, workdir, config, results, command):
     left = [label for label in settings.variants(config) if label not in results]
     if left and not values.variant:
         warn(f"{', '.join(left)}: not finished, left out; the train.py command of this run goes on with them")
+    earlier = read_json(workdir / "evaluation.json")
     with Interrupt(), Progress(plan.count(results), "", counted="judged") as progress:
         table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress, command)
-        everything, outdated = evaluation.with_earlier(table, read_json(workdir / "evaluation.json"))
+        everything, outdated = evaluation.with_earlier(table, earlier)
         evaluation_table.write_csv(workdir / "evaluation.csv", everything)
         evaluation_page.write_page(workdir, everything)
         write_json(workdir / "evaluation.json", everything)
@@ -168,8 +169,9 @@ def write_leaderboard(folders, output):
     folders = [Path(folder) for folder in folders if Path(folder).name not in own]
     if not folders:
         raise settings.SettingsError("--leaderboard: want folders of runs after it: --leaderboard runs/a runs/b")
-    if output.exists() and not output.is_dir():
-        raise settings.SettingsError(f"--output={output}: want a folder, found a file")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise settings.SettingsError(f"--output={output}: want a folder, found the file {path}")
     table = leaderboard.collect(folders)
     for line in leaderboard.warnings(table):
         warn(line)

@@ -26,7 +26,7 @@ class Answers:
     def __init__(self, workdir, config, warn):
         self.workdir, self.warn = workdir, warn
         self.tokens = config.train.batch_size * TASKS[config.task].tokens(settings.size(config))  # of a part, at most
-        self.name = self.seed = self.learner = self.weights = None
+        self.name = self.seed = self.learner = self.weights = self.missing = None
         self.programs = {}
 
     def __call__(self, name, config, run, exam, length, asked):
@@ -44,6 +44,7 @@ class Answers:
           (rows as `Exam.score`, seconds without compiling, the device in words).
 
         Raises:
+          SettingsError: there is no whole checkpoint of its last step.
           ValueError, NotImplementedError: the model cannot take this length.
           MemoryError: it does not fit into memory.
         """
@@ -51,7 +52,13 @@ class Answers:
             self.learner, self.programs = make_learner(config, run["seed"]), {}
             self.name, self.seed = name, None
         if self.seed != run["seed"]:
-            self.weights, self.seed = restored(run, self.learner, self.workdir, self.warn), run["seed"]
+            self.seed, self.weights, self.missing = run["seed"], None, None
+            try:
+                self.weights = restored(run, self.learner, self.workdir, self.warn)
+            except settings.SettingsError as error:  # the same at every length: read and warned of once
+                self.missing = error
+        if self.missing:
+            raise self.missing
         sharding, count = split_rows(self.weights), len(asked.owners)
         devices = sharding.mesh.size
         most = min(max(1, self.tokens // exam.tokens(length) // devices), -(-count // devices)) * devices

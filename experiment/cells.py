@@ -18,7 +18,8 @@ from experiment.settings import SettingsError
 # How the errors of cells begin that are tried again: another machine has more memory, a copy the checkpoint.
 MEMORY, CHECKPOINT = "out of memory", "no checkpoint"
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("attention/*.py", "models/*.py", "tasks/*.py", *(f"experiment/{n}.py" for n in ("judging", "exams", "cells")))
+_JUDGING = ("answers", "cells", "estimate", "evaluation", "exams", "judging", "learner")
+CODE = ("attention/**/*.py", "models/**/*.py", "tasks/**/*.py", *(f"experiment/{name}.py" for name in _JUDGING))
 
 
 class Cells:
@@ -92,7 +93,7 @@ def code_version(root=ROOT):
     """
     digest = hashlib.sha256(version("jax").encode())
     for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from experiment.cells import (
 from experiment.findings import metric_words
 from experiment.settings import SettingsError
 
-TOKEN_BYTES = 16  # of what is asked, at least: the token, its label, weight and place
+TOKEN_BYTES = 32  # held for a token while examples are drawn: kinds of recall take 24 to 30, the other tasks fewer
 
 
 def run(plan, workdir, results, answer, progress, command):
@@ -72,7 +72,9 @@ def with_earlier(table, earlier):
     names = [task["name"] for task in table["tasks"]]
     others = [task for task in (earlier or {}).get("tasks", []) if task["name"] not in names]
     kept = [task for task in others if all(task.get(key) == now[key] for key in ("checkpoints", "code"))]
-    return table | {"tasks": table["tasks"] + kept}, [task["name"] for task in others if task not in kept]
+    tasks = table["tasks"] + kept
+    devices = " and ".join(dict.fromkeys(task["device"] for task in tasks if task["device"]))
+    return table | {"device": devices, "tasks": tasks}, [task["name"] for task in others if task not in kept]
 
 
 def _ask(exam, length, plan):
@@ -80,8 +82,8 @@ def _ask(exam, length, plan):
     refusals = [exam.refusal(config) for _, config in plan.variants.values()]
     if all(refusals):
         return refusals[0]
-    wanted, free = plan.examples * exam.tokens(length) * TOKEN_BYTES, answers.free_memory()
-    if exam.sampled and free is not None and wanted > free:
+    wanted, free = exam.rows * exam.tokens(length) * TOKEN_BYTES, answers.free_memory()
+    if free is not None and wanted > free:
         return f"{MEMORY}: the examples alone want {wanted / 1e9:,.1f} GB, {free / 1e9:.1f} GB are free"
     try:
         return exam.ask(length)
@@ -144,12 +146,13 @@ def _table(plan, workdir, found, asked, shared):
         metric = exam.metric | {"name": metric_words(exam.metric)}
         told = {"name": exam.name, "metric": metric, "trained": exam.trained, "asked": plan.lengths, "lengths": there}
         told |= {"threshold": plan.threshold, "examples": plan.examples} | shared
+        cells = [cell for name in plan.variants for length in plan.lengths for cell in found[exam.name, name, length]]
+        told["device"] = " and ".join(dict.fromkeys(cell["device"] for cell in cells if cell["device"]))
         tasks.append(told | {"baselines": baselines, "variants": variants})
-    devices = [cell["device"] for some in found.values() for cell in some if cell["device"]]
     return {
         "workdir": str(workdir),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": " and ".join(dict.fromkeys(devices)),
+        "device": " and ".join(dict.fromkeys(task["device"] for task in tasks if task["device"])),
         "versions": comparison.versions(),
         "command": shared["command"],
         "trained_length": plan.trained,

@@ -49,6 +49,7 @@ class Exam(NamedTuple):
       sampled: whether `ask` takes as many examples as it is told to; else it takes all there are.
       edges: length -> the places that stretches begin and end at, or None.
       trained: whether the run was trained on it.
+      rows: how many `ask` draws before it picks some; 0 = cut from what is loaded.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Exam(NamedTuple):
     sampled: bool = True
     edges: Callable | None = None
     trained: bool = False
+    rows: int = 0
 
 
 def own(config):
@@ -90,7 +92,7 @@ def _exam(name, config, examples, corpus):
     if name in TEXT_EXAMS:
         return _text_exam(name, config.task, corpus)
     if name == config.task and name not in ("recall", "text"):
-        return _own_exam(name, corpus, examples)
+        return _own_exam(name, config, corpus, examples)
     if name in TASKS["recall"].KINDS:
         return _recall_exam(name, config, examples)
     known = [] if config.task in ("recall", "text") else [config.task]
@@ -134,7 +136,7 @@ def _own_corpus(config, data_sha256):
     return corpus
 
 
-def _own_exam(name, corpus, examples):
+def _own_exam(name, config, corpus, examples):
     task = TASKS[name]
 
     def ask(length):
@@ -142,7 +144,8 @@ def _own_exam(name, corpus, examples):
         groups = task.groups(corpus(), length) if hasattr(task, "groups") else {}
         return _asked(rows, owners, groups, task.describe(corpus(), length)["baselines"], examples)
 
-    return Exam(name, task.METRIC, ask, tokens=task.tokens, **_scored(task), refusal=lambda variant: "")
+    told = {"refusal": lambda variant: "", "rows": config.data.get("validation_examples", examples)}
+    return Exam(name, task.METRIC, ask, tokens=task.tokens, **_scored(task), **told)
 
 
 def _recall_exam(name, config, examples):
@@ -163,7 +166,7 @@ def _recall_exam(name, config, examples):
             return f"model.vocab_size={variant.model.vocab_size}: {name} wants {wanted} tokens"
         return ""
 
-    return Exam(name, task.METRIC, ask, tokens=task.tokens, **_scored(task), refusal=refusal)
+    return Exam(name, task.METRIC, ask, tokens=task.tokens, **_scored(task), refusal=refusal, rows=examples)
 
 
 def recall_data(name, config, length, examples):

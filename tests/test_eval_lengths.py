@@ -218,6 +218,19 @@ def test_a_missing_checkpoint_is_stated_for_its_variant_alone(workdir, capsys):
     assert len(lsh["cells"][0]["values"]) == 2
 
 
+def test_a_broken_checkpoint_is_read_once(workdir, capsys):
+    folder = workdir / "lsh" / "seed0" / "checkpoints" / "3"
+    (folder / "more").write_text("no part of it")
+    try:
+        assert judge(workdir, "--tasks=mqar,passkey", "--lengths=32,40", "--examples=2") == 0
+    finally:
+        (folder / "more").unlink()
+    assert capsys.readouterr().err.count("skipped: its files are not what was saved") == 1
+    for task in read_json(workdir / "evaluation.json")["tasks"]:
+        learned, lsh = task["variants"]
+        assert all(cell["error"].startswith("no checkpoint: ") and len(cell["values"]) == 1 for cell in lsh["cells"])
+
+
 @pytest.mark.parametrize("size", ["small", "published"])
 def test_the_config_of_extrapolation_fits_every_variant(size):
     config = get_config(size)
@@ -266,10 +279,13 @@ class TestLeaderboard:
         ((output, table),) = written
         assert output == tmp_path / "new" and table["folders"] == [Path("runs/a"), Path("runs/b")]
 
-    def test_writes_into_no_file(self, written, tmp_path, capsys):
+    @pytest.mark.parametrize("name", ["board", "board/new"])
+    def test_writes_into_no_file(self, written, tmp_path, capsys, name):
         (tmp_path / "board").write_text("")
-        assert evaluation.main(["eval.py", "--leaderboard", "runs/a", f"--output={tmp_path / 'board'}"]) == 2
-        assert "board: want a folder, found a file" in capsys.readouterr().err and written == []
+        assert evaluation.main(["eval.py", "--leaderboard", "runs/a", f"--output={tmp_path / name}"]) == 2
+        assert (
+            f"{name}: want a folder, found the file {tmp_path / 'board'}" in capsys.readouterr().err and written == []
+        )
 
     @pytest.mark.parametrize(
         "line, message",

@@ -40,6 +40,7 @@ def plan():
         score=None,
         tokens=lambda length: length,
         refusal=lambda variant: "" if variant.model.name == "transformer" else "an encoder cannot",
+        rows=6,
     )
     variants = {"one": ("one", config), "two": ("two", other)}
     return types.SimpleNamespace(variants=variants, exams=[exam], lengths=LENGTHS, threshold=0.6, trained=4, examples=6)
@@ -195,6 +196,8 @@ class TestRun:
         assert [(t["name"], t["trained"]) for t in both["tasks"]] == [("other", True), ("find", False)] and not gone
         assert evaluation.with_earlier(table, None) == (table, [])
         assert evaluation.with_earlier(earlier, earlier)[0] == earlier
+        earlier["tasks"][0]["device"] = "another device"
+        assert evaluation.with_earlier(table, earlier)[0]["device"] == "a device and another device"
         write_json(tmp_path / "two" / "seed0" / "checkpoints" / "7.json", {"sha256": "trained anew"})
         table = run(plan, tmp_path, results, Answer(), Bar())
         only, gone = evaluation.with_earlier(table, earlier)
@@ -244,16 +247,17 @@ class TestCells:
         assert fingerprint(length=1, task="a") != fingerprint(length=2, task="a")
 
     def test_the_version_of_the_code_knows_every_file_that_judges(self, tmp_path):
-        (tmp_path / "tasks").mkdir()
-        (tmp_path / "experiment").mkdir()
         versions = []
-        for name, text in (("tasks/a.py", "1"), ("tasks/a.py", "2"), ("experiment/judging.py", "")):
+        files = [("tasks/a.py", "1"), ("tasks/a.py", "2"), ("tasks/sub/a.py", ""), ("models/a.py", "2")]
+        files += [(f"experiment/{name}.py", "") for name in ("judging", "estimate", "learner", "answers")]
+        for name, text in files:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
             code_version.cache_clear()
             versions.append(code_version(tmp_path))
         (tmp_path / "experiment" / "report.py").write_text("a page")
         code_version.cache_clear()
-        assert len(set(versions)) == 3 and code_version(tmp_path) == versions[-1] != code_version()
+        assert len(set(versions)) == len(files) and code_version(tmp_path) == versions[-1] != code_version()
 
     def test_stretches_of_places_have_their_own_error_bar_and_sum_to_the_whole(self):
         rng = np.random.default_rng(0)
@@ -428,6 +432,16 @@ class TestExams:
         assert mqar.refusal(config) == "model.vocab_size=63: mqar wants 64 tokens"
         config.model.name = "encoder"
         assert "token by token" in mqar.refusal(config)
+
+    def test_rows_are_what_is_drawn(self):
+        from configs.needle_classification import get_config as needle
+
+        config = needle()
+        config.data.validation_examples = 70
+        (own,) = exams.find(["needle_classification"], config, 9, "")
+        (mqar,) = exams.find(["mqar"], recall_config(), 9, "")
+        (text,) = exams.find(["extrapolation"], get_config(), 9, "")
+        assert (own.rows, mqar.rows, text.rows) == (70, 9, 0)
 
     def test_own_task_gives_rows_spread_over_all_of_them(self):
         from configs.compare_rewriting import get_config as rewriting
