@@ -147,12 +147,12 @@ def judge_lengths(values, workdir, config, results, command):
     earlier = read_json(workdir / "evaluation.json")
     with Interrupt(), Progress(plan.count(results), "", counted="judged") as progress:
         table = evaluation.run(plan, workdir, results, Answers(workdir, config, warn), progress, command)
-        everything, outdated = evaluation.with_earlier(table, earlier)
+        everything, left_out = evaluation.with_earlier(table, earlier)
         evaluation_table.write_csv(workdir / "evaluation.csv", everything)
         evaluation_page.write_page(workdir, everything)
         write_json(workdir / "evaluation.json", everything)
-    if outdated:
-        warn(f"{', '.join(outdated)}: judged with other checkpoints or code than now, left out; ask for them again")
+    for line in left_out:
+        warn(f"left out: {line}")
     evaluation_table.print_tables(table)
 
 

@@ -174,7 +174,7 @@ def combined(found):
         "length": found[0]["length"],
         "mean": mean,
         "stderr": stderr,
-        "stderr_over": "seeds" if len(good) > 1 else "examples",
+        "stderr_over": ["", "examples", "seeds"][min(len(good), 2)],
         "values": [cell["mean"] for cell in good],
         "error": next((cell["error"] for cell in found if cell["error"]), None),
         "examples": max(cell["examples"] for cell in found),

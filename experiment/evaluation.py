@@ -66,15 +66,28 @@ def with_earlier(table, earlier):
       earlier: the content of evaluation.json, None if there is none.
 
     Returns:
-      (the table, names of tasks left out, because checkpoints or code have changed since).
+      (the table, what of the earlier one is left out, a line each).
     """
-    now = table["tasks"][0]
-    names = [task["name"] for task in table["tasks"]]
-    others = [task for task in (earlier or {}).get("tasks", []) if task["name"] not in names]
-    kept = [task for task in others if all(task.get(key) == now[key] for key in ("checkpoints", "code"))]
+    now = {task["name"]: task for task in table["tasks"]}
+    first, kept, left = table["tasks"][0], [], []
+    for task in (earlier or {}).get("tasks", []):
+        if any(task.get(key) != first[key] for key in ("checkpoints", "code")):
+            if task["name"] not in now:
+                left.append(f"{task['name']}: judged with other checkpoints or code than now; ask for it again")
+        elif task["name"] not in now:
+            kept.append(task)
+        elif gone := _gone(task, now[task["name"]]):
+            left.append(f"{task['name']}: {', '.join(gone)} of an earlier command; ask for all in one, nothing is lost")
     tasks = table["tasks"] + kept
     devices = " and ".join(dict.fromkeys(task["device"] for task in tasks if task["device"]))
-    return table | {"device": devices, "tasks": tasks}, [task["name"] for task in others if task not in kept]
+    return table | {"device": devices, "tasks": tasks}, left
+
+
+def _gone(task, now):
+    """Lengths and variants that an earlier table of a task has, and the one that replaces it lacks."""
+    lengths = [f"{length:,}" for length in task["asked"] if length not in now["asked"]]
+    names = [variant["name"] for variant in now["variants"]]
+    return lengths + [variant["name"] for variant in task["variants"] if variant["name"] not in names]
 
 
 def _ask(exam, length, plan):

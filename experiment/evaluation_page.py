@@ -34,8 +34,9 @@ _STYLE = (
 _MARKS = {"best": "best", "tie": "tie", "weak": "bad"}
 _WARNINGS = ("Not trained", "Baselines", "Not judged")
 _INTERVALS = (
-    "Each mean stands with its 95% confidence interval: by Student's t over seeds where several were judged, else by "
-    "the normal law over examples. That of a share is cut off at 0 and 1, and one of no width says that all agreed. "
+    "Each mean stands with its 95% confidence interval: by Student's t over seeds where several were judged, on the "
+    "same examples, so that others would add to it; else by the normal law over examples. That of a share is cut off "
+    "at 0 and 1, and one of no width says that all agreed. "
     "Two results count as resolved when they differ by more than two standard errors of the difference: seed by seed "
     "where both were judged with the same seeds, else the two errors taken as independent. Over few seeds that asks "
     "for less than intervals that do not overlap."

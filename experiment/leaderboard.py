@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiment import comparison, leaderboard_page, settings
-from experiment.cells import checkpoints
+from experiment.cells import checkpoints, code_version
 from experiment.findings import leads, listed, metric_words, number, quality, ranking
 from experiment.leaderboard_page import BEST, FACTS, LEVEL, OPEN, WEAK
 from experiment.records import read_json, write_json
@@ -25,13 +25,13 @@ def collect(folders) -> dict:
     Returns:
       {"tables": [{"title" (unique), "task", "name" (of the data), "data" (the settings that all its runs share),
       "size" (the field "length" is of), "metric", "unit", "data_sha256", "baselines": [{"name", "run", "value"}],
-      "rows"}], "unfinished": [{"run", "missing"}], "outdated": [{"run", "task", "command"}], "passed_over": [{"run",
-      "why"}]}. Rows, best first, are {"run", "variant", "quality", "standing", "parameters", "train_tokens_per_second",
-      "forward_tokens_per_second", "peak_memory_bytes", "beats_baselines" (of its own run), "length", "steps", "seeds",
-      "device", "effective_length": {task: {"length", "threshold", "longest", "trained"}}, "error"}. Runs share a table
+      "rows"}], "unfinished": [{"run", "missing"}], "outdated": [{"run", "task", "command", "why"}], "passed_over":
+      [{"run", "why"}]}. Rows, best first, are {"run", "variant", "quality", "standing", "parameters",
+      "train_tokens_per_second", "forward_tokens_per_second", "peak_memory_bytes", "beats_baselines" (of its own run),
+      "length", "steps", "seeds", "device", "effective_length": {task: {"length", "threshold", "longest", "trained"}}, "error"}. Runs share a table
       if they share task, data and metric. `standing` is "no better than a baseline", whatever else it is; "best"; "not
       told apart" (from the first, by `findings.leads`); "no error bar" (which tells nothing); or "". `outdated` are
-      evaluations of other checkpoints than the run has now, `command` judges them again.
+      evaluations by other checkpoints or code than there is now, or of variants changed by --sweep.
 
     Raises:
       ValueError: one of the folders given twice, or none with a run.
@@ -95,7 +95,7 @@ def _read(folder, run):
         missing = _missing(folder, config, compared)
         if compared is None:
             return None, missing, []
-        reached, old = _effective(folder, config, run)
+        reached, old = _effective(folder, config, run, [variant["name"] for variant in compared["variants"]])
         return _table(folder, run, config, compared, reached), missing, old
     except (LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -121,16 +121,19 @@ def _missing(folder, config, table):
     return words
 
 
-def _effective(folder, config, run):
+def _effective(folder, config, run, names):
     """variant -> {task: effective length}, of tasks whose metric is better the higher; and what is outdated."""
     found, old = {}, []
-    now = checkpoints(folder, comparison.results(folder, config))
+    now = checkpoints(folder, comparison.results(folder, config)), code_version()
     for task in (read_json(folder / "evaluation.json") or {}).get("tasks", []):
         if not task["metric"]["higher_is_better"]:
             continue
-        if task.get("checkpoints") != now:
-            old.append({"run": run, "task": task["name"], "command": task.get("command")})
+        told = {"run": run, "task": task["name"], "command": task.get("command")}
+        if (task.get("checkpoints"), task.get("code")) != now:
+            old.append(told | {"why": "by other checkpoints or code than there is now"})
             continue
+        if any(variant["name"] not in names for variant in task["variants"]):
+            old.append(told | {"why": "of variants changed by --sweep", "command": None})
         asked = {"threshold": task["threshold"], "longest": max(task["lengths"], default=None)}
         for variant in task["variants"]:
             cell = {"length": variant["effective_length"], "trained": task["trained"]} | asked

@@ -39,7 +39,7 @@ def left_out(table) -> list[tuple[str, str, str]]:
     outdated = []
     for each in table["outdated"]:
         again = f"; to judge again: {each['command']}" if each["command"] else ""
-        why = f"effective lengths on {each['task']} are of other checkpoints than the run has now{again}"
+        why = f"effective lengths on {each['task']} are {each['why']}{again}"
         outdated.append(("outdated", each["run"], why))
     return unfinished + outdated + passed
 

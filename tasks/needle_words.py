@@ -138,6 +138,7 @@ def _frequent_baselines(data, length):
         "one of the row's words": 1 / len(repeats),
         "word at one of the row's places": float(sum(repeats[:FREQUENT]) / FREQUENT / sum(repeats)),
         "always the most frequent word": 1 / FREQUENT,
+        "frequent words in random order": in_random_order(FREQUENT),
     }
 
 

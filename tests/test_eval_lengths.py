@@ -140,7 +140,7 @@ def test_a_later_command_keeps_the_tasks_of_an_earlier_one(workdir, monkeypatch,
     monkeypatch.setattr("experiment.evaluation.code_version", lambda: "edited")
     assert judge(workdir, "--tasks=extrapolation", "--lengths=16") == 0
     assert [task["name"] for task in read_json(workdir / "evaluation.json")["tasks"]] == ["extrapolation"]
-    assert "warning: mqar: judged with other checkpoints or code than now, left out" in capsys.readouterr().err
+    assert "warning: left out: mqar: judged with other checkpoints or code than now" in capsys.readouterr().err
 
 
 KILLED = """

@@ -201,7 +201,15 @@ class TestRun:
         write_json(tmp_path / "two" / "seed0" / "checkpoints" / "7.json", {"sha256": "trained anew"})
         table = run(plan, tmp_path, results, Answer(), Bar())
         only, gone = evaluation.with_earlier(table, earlier)
-        assert only == table and gone == ["find"]
+        assert only == table and gone == ["find: judged with other checkpoints or code than now; ask for it again"]
+
+    def test_what_a_narrower_command_replaces_is_told(self, plan, results, tmp_path):
+        earlier = run(plan, tmp_path, results, Answer(), Bar())
+        plan.lengths = LENGTHS[:2]
+        del plan.variants["two"]
+        table, left = evaluation.with_earlier(run(plan, tmp_path, results, Answer(), Bar()), earlier)
+        assert [task["asked"] for task in table["tasks"]] == [[4, 8]]
+        assert left == ["find: 16, two of an earlier command; ask for all in one, nothing is lost"]
 
     def test_memory_is_tried_again_and_a_refusal_is_not(self, plan, results, tmp_path):
         with pytest.raises(SettingsError, match="nothing could be judged: out of memory: 9 GB"):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from test_report import Page
 
 from experiment import comparison, leaderboard
+from experiment.cells import code_version
 
 ACCURACY = {"name": "validation accuracy", "higher_is_better": True}
 
@@ -58,7 +59,7 @@ def evaluate(folder, reached, **other):
     shared = {"lengths": [64, 128, 256], "threshold": 0.85, "trained": False, "command": "python eval.py <again>"}
     stored = ConfigDict(json.loads((folder / "config.json").read_text()))
     now = leaderboard.checkpoints(folder, comparison.results(folder, stored))
-    shared |= {"checkpoints": now, "variants": variants} | other
+    shared |= {"checkpoints": now, "code": code_version(), "variants": variants} | other
     tasks = [
         {"name": "passkey", "metric": ACCURACY} | shared,
         {"name": "extrapolation", "metric": {"name": "bits", "higher_is_better": False}} | shared,
@@ -128,6 +129,17 @@ class TestCollect:
         assert reached["full"] == {"passkey": {"length": 256, "threshold": 0.85, "longest": 256, "trained": False}}
         assert reached["<window>"]["passkey"]["length"] is None and reached["near"] == {}
 
+    def test_an_evaluation_by_other_code_or_of_changed_variants_is_told(self, two):
+        evaluate(two[0], {"full": 256}, code="edited")
+        (told,) = leaderboard.collect(two)["outdated"]
+        assert told["why"] == "by other checkpoints or code than there is now"
+        evaluate(two[0], {"full": 256, "<window> window=8": 128})
+        table = leaderboard.collect(two)
+        assert [each["why"] for each in table["outdated"]] == ["of variants changed by --sweep"]
+        assert rows(table, "effective_length")["full"]["passkey"]["length"] == 256
+        line = "outdated: one, effective lengths on passkey are of variants changed by --sweep"
+        assert leaderboard.warnings(table) == [line]
+
     def test_an_evaluation_of_other_checkpoints_is_left_out(self, two):
         train(two[0], steps=5, sha256="early")
         evaluate(two[0], {"full": 256})
@@ -135,8 +147,11 @@ class TestCollect:
         train(two[0], steps=9, sha256="late")
         table = leaderboard.collect(two)
         assert rows(table, "effective_length")["full"] == {}
-        assert table["outdated"] == [{"run": "one", "task": "passkey", "command": "python eval.py <again>"}]
-        line = "outdated: one, effective lengths on passkey are of other checkpoints than the run has now; to judge again: "
+        assert table["outdated"] == [
+            {"run": "one", "task": "passkey", "command": "python eval.py <again>"}
+            | {"why": "by other checkpoints or code than there is now"}
+        ]
+        line = "outdated: one, effective lengths on passkey are by other checkpoints or code than there is now; to judge again: "
         assert leaderboard.warnings(table) == [line + "python eval.py <again>"]
 
     @pytest.mark.parametrize("change", [{"steps": 5, "sha256": "other"}, {"steps": 9}, {"seed": 1}])
@@ -284,7 +299,7 @@ class TestWrite:
         assert "device" in text and "a <gpu>" in text
         assert "passkey effective length at 0.85, not trained on it" in text
         assert "ha<lf unfinished: missing full seed 0, comparison.json" in text
-        assert "old outdated: effective lengths on passkey are of other checkpoints" in text
+        assert "old outdated: effective lengths on passkey are by other checkpoints" in text
         assert "<none> passed over: no run of train.py there" in text
         assert "length 64, 5 steps, 1 seed" in text
 

@@ -73,8 +73,21 @@ class TestMqar:
     def test_least_length_vocabulary_and_baselines(self):
         kind, data = KINDS["mqar"], mqar_data()
         assert (kind.least(data), kind.tokens(data)) == (20, 12)
-        assert kind.baselines(data, 43) == {"one of the row's values": 1 / 5, "any value": 1 / 31}
+        found = kind.baselines(data, 43)
+        assert (found["one of the row's values"], found["any value"]) == (1 / 5, 1 / 31) and len(found) == 3
         assert set(kind.reads) == {"num_pairs", "power", "filler"}
+
+    def test_who_knows_the_places_alone_gets_what_its_baseline_says(self):
+        name = "value of the pair most often asked at this place"
+        two = ConfigDict({"vocabulary": 64, "num_pairs": 2, "power": 0.01, "filler": "zero"})
+        first = 1 / (1 + 2 ** (0.01 - 1))  # of two slots, so that one of two pairs is right with it, or none
+        assert KINDS["mqar"].baselines(two, 8)[name] == pytest.approx(first, abs=0.02)
+        data, rng = mqar_data(), np.random.default_rng(1)
+        slots = np.arange(1, 12) ** (data.power - 1.0)
+        drawn = np.array([rng.choice(11, 5, replace=False, p=slots / slots.sum()) for _ in range(6000)])
+        counts = np.array([[(drawn[:3000, pair] == slot).sum() for pair in range(5)] for slot in range(11)])
+        share = (counts.argmax(1)[drawn[3000:]] == np.arange(5)).mean()
+        assert KINDS["mqar"].baselines(data, 33)[name] == pytest.approx(share, abs=0.015) and share > 0.25
 
     @pytest.mark.parametrize("window", [0, 3, 8, 20, 60])
     def test_reach_counts_values_within_the_window(self, window):

@@ -99,10 +99,9 @@ def test_guessing_gets_what_the_baselines_say(name, length):
         left = rng.permutation(answers)
         guesses = [rng.integers(2, 256, count), rng.choice(kinds, count), rng.choice(words, count)]
         row = [np.mean(guess == np.array(answers)) for guess in guesses]
-        if name == "cwe":
-            row.append(np.mean([left[~np.isin(left, answers[:i])][0] == answers[i] for i in range(count)]))
-        else:
+        if name == "fwe":
             row.append(np.mean(np.array(answers) == Counter(words).most_common(1)[0][0]))
+        row.append(np.mean([left[~np.isin(left, answers[:i])][0] == answers[i] for i in range(count)]))
         right.append(row)
     right = np.array(right)
     assert (np.abs(right.mean(0) - list(found.values())) < 5 * right.std(0) / 3000**0.5 + 1e-6).all()
