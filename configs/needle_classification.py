@@ -10,11 +10,11 @@ Longformer (Beltagy et al. 2020, arXiv:2004.05150) adds one global token, "cls" 
 width 768, 12 heads and windows of 256 tokens on either side at T = 4096, as ":published" has, with two layers of their
 twelve.
 
-Measured by the first command with --config.seeds=3 on 2026-11-29, AMD EPYC, one core of a busy machine; accuracy, three
-seeds: full 1.000, longformer 1.000, bigbird 1.000, performer 0.970 +- 0.030, linear 0.805 +- 0.195, local 0.160 +-
-0.024 (its two blocks of 16 and their neighbours), window 0.110 +- 0.003, linformer 0.102 +- 0.001; any class 0.100,
-majority 0.108. A window alone cannot, a window and one token that sees all can. Linformer's mixtures of all places did
-not learn to keep one token apart, and one of linear attention's three seeds stayed behind.
+Measured by the first command with --config.seeds=3 on 2026-11-29, AMD EPYC, one core, about 8 CPU minutes a seed;
+accuracy, three seeds: full 1.000, longformer 1.000, bigbird 1.000, performer 0.970 +- 0.030, linear 0.805 +- 0.195,
+local 0.160 +- 0.024 (its two blocks of 16 and their neighbours), window 0.110 +- 0.003, linformer 0.102 +- 0.001; any
+class 0.100, majority 0.108. A window alone cannot, a window and one token that sees all can. Linformer's mixtures of
+all places did not learn to keep one token apart, and one of linear attention's three seeds stayed behind.
 """
 
 from ml_collections import ConfigDict

@@ -23,12 +23,12 @@ def collect(folders) -> dict:
       folders: of runs of `train.py`; others are passed over.
 
     Returns:
-      {"tables": [{"title" (unique), "task", "name" (of the data), "data" (the settings that all its runs share),
-      "size" (the field "length" is of), "metric", "unit", "data_sha256", "baselines": [{"name", "run", "value"}],
-      "rows"}], "unfinished": [{"run", "missing"}], "outdated": [{"run", "task", "command", "why"}], "passed_over":
-      [{"run", "why"}]}. Rows, best first, are {"run", "variant", "quality", "standing", "parameters",
-      "train_tokens_per_second", "forward_tokens_per_second", "peak_memory_bytes", "beats_baselines" (of its own run),
-      "length", "steps", "seeds", "device", "effective_length": {task: {"length", "threshold", "longest", "trained"}}, "error"}. Runs share a table
+      {"tables": [{"title" (unique), "task", "name" (of the data), "data" (the settings that all its runs share), "size"
+      (the field "length" is of), "metric", "unit", "data_sha256", "baselines": [{"name", "run", "value"}], "rows"}],
+      "unfinished": [{"run", "missing"}], "outdated": [{"run", "task", "command", "why"}], "passed_over": [{"run",
+      "why"}]}. Rows, best first, are {"run", "variant", "quality", "standing", "parameters", "train_tokens_per_second",
+      "forward_tokens_per_second", "peak_memory_bytes", "beats_baselines" (of its own run), "length", "steps", "seeds",
+      "device", "effective_length": {task: {"length", "threshold", "longest", "trained"}}, "error"}. Runs share a table
       if they share task, data and metric. `standing` is "no better than a baseline", whatever else it is; "best"; "not
       told apart" (from the first, by `findings.leads`); "no error bar" (which tells nothing); or "". `outdated` are
       evaluations by other checkpoints or code than there is now, or of variants changed by --sweep.
