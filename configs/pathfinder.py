@@ -6,6 +6,14 @@ python train.py --config=configs/pathfinder.py:published                      # 
 python train.py --config=configs/pathfinder.py:path_x                         # Path-X, 128 x 128 = 16,384 tokens: GPUs
 
 Every picture is drawn when it is asked for, 2,500 of the published ones a second on one core.
+
+Measured by the first command on 2026-11-29, AMD EPYC, one core of a busy machine, 12 minutes of CPU time, one seed;
+accuracy on 2,048 pictures, standard error 0.011: local 0.610, sparse_transformer 0.572, bigbird 0.550, window 0.543,
+longformer 0.541; linformer 0.509, linear 0.499, full 0.497 and performer 0.496 are at chance. It is no budget to learn
+it: what looks at few pixels begins to, the others not. With --config.only=window --config.train.steps=2500
+--config.train.batch_size=64, 8 minutes of CPU time: 0.906 +- 0.006; full attention with 3,000 such steps and learned
+positions 0.514. The distance of the two dots alone tells 0.756, the directions of the paddles at the dots 0.990 (with
+14 paddles on 32 x 32 pixels 0.64): at this size nothing need be traced, and no score here shows that anything was.
 """
 
 from ml_collections import ConfigDict
@@ -85,7 +93,7 @@ def get_config(size="small") -> ConfigDict:
     config.train.evaluate_examples = 256
     config.train.checkpoint_every = 150
     config.scaling.lengths = (256, 1024, 4096)
-    config.scaling.seconds = 5.0
+    config.scaling.seconds = 2.0
     config.update_from_flattened_dict(SIZES[size])
     side = round(config.data.length**0.5)
     config.variants = ConfigDict(
