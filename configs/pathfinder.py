@@ -13,7 +13,7 @@ longformer 0.541; linformer 0.509, linear 0.499, full 0.497 and performer 0.496 
 it: what looks at few pixels begins to, the others not. With --config.only=window --config.train.steps=2500
 --config.train.batch_size=64, 8 minutes of CPU time: 0.906 +- 0.006; full attention with 3,000 such steps and learned
 positions 0.514. The distance of the two dots alone tells 0.756, the directions of the paddles at the dots 0.990 (with
-14 paddles on 32 x 32 pixels 0.64): at this size nothing need be traced, and no score here shows that anything was.
+14 paddles on 32 x 32 pixels 0.66): at this size nothing need be traced, and no score here shows that anything was.
 """
 
 from ml_collections import ConfigDict
