@@ -15,8 +15,8 @@ and read out a vector before the tokens; here it is the mean of the tokens, whic
 
 Measured by the first command with --config.seeds=3 on 2026-11-29, AMD EPYC, one core of a busy machine, 33 minutes of
 CPU time for 18 runs; accuracy, three seeds: bigbird 0.604 +- 0.010, full 0.595 +- 0.003, linear 0.594 +- 0.010,
-performer 0.594 +- 0.005, window 0.591 +- 0.004, longformer 0.589 +- 0.005; majority 0.500, counts of trigrams 0.705. All
-learn some of it and are not told apart; none comes near counting, for 25,600 pairs are few to learn letters from.
+performer 0.594 +- 0.005, window 0.591 +- 0.004, longformer 0.589 +- 0.005; majority 0.500, counts of trigrams 0.705.
+All learn some of it and are not told apart; none comes near counting, for 25,600 pairs are few to learn letters from.
 """
 
 from ml_collections import ConfigDict
