@@ -7,17 +7,14 @@ Float32, B=1, N=8, H=64, one attention layer without its projections. A state th
 TOKENS more in one compiled program that writes it in place. Medians of interleaved rounds after a warm-up.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,19 +110,14 @@ def run_context(context, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", default=None, help="also write the rows here")
-    options = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"{date.today()}  jax {jax.__version__}  {device.platform} {device.device_kind}  {platform.machine()}")
+    options = command.parser(__doc__, rounds=5).parse_args()
+    command.print_machine()
     print("ms per token".ljust(14) + "".join(name.rjust(14) for name in STATES), flush=True)
     rows = []
     for context in CONTEXTS:
         rows.append({"context": context, "ms_per_token": run_context(context, options.rounds)})
         print(f"{context:<14,}" + "".join(f"{t:14.3f}" for t in rows[-1]["ms_per_token"].values()), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+    command.write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ Memory: what the compiled programs hold besides their inputs, beside `jax.nn.dot
 n x n scores as the paper's Transformer does; ours keeps none of them, and so hardly any memory is left to save on it.
 """
 
-import argparse
-import json
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import command
 import jax
 from timing import compile_all, measure, ratio
 
@@ -73,20 +70,15 @@ def held(program):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", default=None, help="also write the rows here")
-    options = parser.parse_args()
-    device = jax.devices()[0]
-    print(f"{date.today()}  jax {jax.__version__}  {device.platform} {device.device_kind}  {platform.machine()}")
+    options = command.parser(__doc__, rounds=5).parse_args()
+    command.print_machine()
     print("n".ljust(8) + "".join(f"{what} k={k}".rjust(13) for what in ("time", "mem.") for k in RANKS))
     rows = []
     for length in LENGTHS:
         rows.append(row := run_length(length, options.rounds))
         cells = [row[table].get(rank) for table in ("time_saved", "memory_saved") for rank in RANKS]
         print(f"{length:<8,}" + "".join(f"{'' if c is None else f'{c:.2f}':>13}" for c in cells), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+    command.write(options.json, rows)
 
 
 if __name__ == "__main__":

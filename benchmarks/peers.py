@@ -11,10 +11,8 @@ axial rows one layer along each axis of two images of 64 x 64 with 128 features;
 nodes and 200,000 random edges. Medians of rounds in which the sides take turns.
 """
 
-import argparse
 import functools
 import importlib.metadata
-import json
 import os
 import sys
 from datetime import date
@@ -22,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -371,11 +370,9 @@ def run_row(name, make, backward, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command.parser(__doc__, rounds=5)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--forward", action="store_true", help="the forward pass alone")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", default=None, help="also write the rows here")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
@@ -385,8 +382,7 @@ def main():
         if options.only in name:
             rows.append(run_row(name, make, not options.forward, options.rounds))
             print("  ".join(f"{k} {v}" for k, v in rows[-1].items()), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+    command.write(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ Float32, B=1, N=8, H=64. Medians of interleaved rounds after a warm-up; compile 
 rounds, both sides in the same round. Temporary memory is what XLA plans for the compiled program.
 """
 
-import argparse
 import functools
-import json
 import os
-import platform
 import sys
-from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import command
 import jax
 import numpy as np
 from timing import compile_all, measure, ratio
@@ -192,24 +189,17 @@ def window_growth(rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command.parser(__doc__, rounds=7)
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", default=None, help="also write the rows here")
     options = parser.parse_args()
-    device = jax.devices()[0]
-    print(
-        f"{date.today()}  jax {jax.__version__}  {device.platform} {device.device_kind}  {platform.machine()}",
-        flush=True,
-    )
+    command.print_machine()
     rows = []
     for name, length, backward, sides, with_torch in ROWS:
         if options.only in name:
             rows += show(run_row(name, length, backward, sides, with_torch, options.rounds))
     if options.only in "window growth":
         rows += show(window_growth(options.rounds))
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+    command.write(options.json, rows)
 
 
 def show(rows):

@@ -17,7 +17,7 @@ import hashlib
 import numpy as np
 
 from tasks.classification import score
-from tasks.text import tokens
+from tasks.text import read_only, tokens
 
 __all__ = ["score", "tokens"]  # as they are in `tasks.classification` and `tasks.text`
 
@@ -314,8 +314,7 @@ def _least(corpus, length):
 def _judged(corpus, length):
     rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
     examples = _one_side(rng, corpus, corpus.validation_examples, length, held_out=True)
-    for array in examples.values():
-        array.flags.writeable = False
+    read_only(examples.values())
     return examples
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tasks.classification import score
 from tasks.recall_rows import one_side
-from tasks.text import SIZE, UNIT, tokens
+from tasks.text import SIZE, UNIT, read_only, tokens
 
 __all__ = ["SIZE", "UNIT", "score", "tokens"]  # as they are in `tasks.text`, and `tasks.classification`
 
@@ -143,8 +143,7 @@ def _judged(corpus, length):
     """The examples of the judgement; kept, because several functions ask for them, and not to be written to."""
     rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
     examples = _examples(rng, corpus, corpus.validation_examples, length, held=True)
-    for array in examples.values():
-        array.flags.writeable = False
+    read_only(examples.values())
     return examples
 
 

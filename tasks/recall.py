@@ -16,7 +16,7 @@ from ml_collections import FrozenConfigDict
 
 from tasks import associative, copying, needles
 from tasks.recall_rows import MOST, Rows, held_out, one_side, too_few
-from tasks.text import SIZE, UNIT, cross_entropy, tokens
+from tasks.text import SIZE, UNIT, cross_entropy, read_only, tokens
 
 __all__ = ["SIZE", "UNIT", "tokens"]  # as they are in `tasks.text`
 
@@ -212,8 +212,7 @@ def _judged(corpus, length):
     """`_in_turns` of the judgement; kept, because several functions ask for it, and not to be written to."""
     rng = np.random.Generator(np.random.Philox(key=[VALIDATION_SEED, 0]))
     rows, kinds = _in_turns(rng, corpus, corpus.validation_examples, length, held=True)
-    for array in (*rows, kinds):
-        array.flags.writeable = False
+    read_only((*rows, kinds))
     return rows, kinds
 
 

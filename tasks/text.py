@@ -158,6 +158,18 @@ def cross_entropy(logits, targets):
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+def read_only(arrays):
+    """Forbids to write to arrays that several calls share.
+
+    >>> kept = np.zeros(3)
+    >>> read_only([kept])
+    >>> kept.flags.writeable
+    False
+    """
+    for array in arrays:
+        array.flags.writeable = False
+
+
 def class_scores(logits, labels):
     """Nats, 1, whether the answer is right, and 1 for each row, float32: the `score` where a class is asked for."""
     right = (logits.argmax(-1) == labels).astype(jnp.float32)
