@@ -41,10 +41,11 @@ def run(plan, workdir, results, answer, progress, command):
     with Cells(workdir / "evaluation") as cells:
         for name, (label, config) in plan.variants.items():
             for result in results[label]:
+                trained = [settings.size(config), checkpoint_of(workdir, label, result)]
                 for exam in plan.exams:
                     progress.phase(f"{name}, seed {result['seed']}: {exam.name}")
                     for length in plan.lengths:
-                        key = _key(name, config, result, exam, length, asked[exam.name, length], workdir, label)
+                        key = _key(name, config, result, exam, length, asked[exam.name, length], trained)
                         cell = cells.get(key["sha256"])
                         if cell is None:
                             cell = key | _cell(name, config, result, exam, length, asked[exam.name, length], answer)
@@ -108,10 +109,9 @@ def _ask(exam, length, plan):
         return _line(error)
 
 
-def _key(name, config, result, exam, length, asked, workdir, label):
+def _key(name, config, result, exam, length, asked, trained):
     """The fields of a cell that are known before it is judged; `sha256` is all that its numbers depend on."""
     key = {"variant": name, "seed": result["seed"], "task": exam.name, "length": length}
-    trained = [settings.size(config), checkpoint_of(workdir, label, result)]
     depends = {"model": settings.as_json(config.model), "trained": trained, "code": code_version()}
     return key | {"sha256": fingerprint(**key, **depends, asked=getattr(asked, "sha256", asked))}
 

@@ -76,7 +76,7 @@ class Plan:
         self.trained, self.threshold, self.examples = settings.size(config), values.threshold, values.examples
         names = _listed("tasks", values.tasks) if values.tasks else exams.own(config)
         self.exams = exams.find(names, config, values.examples, data_sha256)
-        if values["examples"].present and not any(exam.sampled for exam in self.exams):
+        if values["examples"].present and not any(exam.rows for exam in self.exams):
             raise SettingsError("--examples: has no effect on extrapolation, which takes all of the validation text")
         if values["threshold"].present and not any(exam.metric["higher_is_better"] for exam in self.exams):
             raise SettingsError("--threshold: has no effect on a metric whose smaller values are better")

@@ -46,10 +46,9 @@ class Exam(NamedTuple):
         places, [rows, len(edges(length)) - 1].
       tokens: length -> how many tokens an example has.
       refusal: the config of a variant -> why it cannot be asked, "" if it can.
-      sampled: whether `ask` takes as many examples as it is told to; else it takes all there are.
       edges: length -> the places that stretches begin and end at, or None.
       trained: whether the run was trained on it.
-      rows: how many `ask` draws before it picks some; 0 = cut from what is loaded.
+      rows: how many `ask` draws before it picks as many as it is told to; 0 = it takes all that was loaded.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Exam(NamedTuple):
     score: Callable
     tokens: Callable
     refusal: Callable
-    sampled: bool = True
     edges: Callable | None = None
     trained: bool = False
     rows: int = 0
@@ -201,7 +199,7 @@ def _text_exam(name, task, corpus):
 
     # Of sliding windows the last quarter counts: its places tell nothing that one number does not.
     scored = _scored(extrapolation) if name == "extrapolation" else {"score": whole(extrapolation.profile)}
-    return Exam(name, extrapolation.METRIC, ask, tokens=text.tokens, **scored, refusal=refusal, sampled=False)
+    return Exam(name, extrapolation.METRIC, ask, tokens=text.tokens, **scored, refusal=refusal)
 
 
 def _scored(task):
